@@ -1,0 +1,5 @@
+"""The one exception that users see: its text is a sentence that says what is wrong, what was expected and what to do."""
+
+
+class KQuantError(Exception):
+    """Bad input, named in one sentence; the command line prints it and exits with code 2."""
