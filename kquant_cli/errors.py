@@ -1,4 +1,4 @@
-"""The one exception that users see: its text is a sentence that says what is wrong, what was expected and what to do."""
+"""The one exception that users see: one sentence that says what is wrong, what was expected and what to do."""
 
 
 class KQuantError(Exception):

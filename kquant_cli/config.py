@@ -1,0 +1,197 @@
+"""Settings: what they are called, what they may be, and the YAML file they come from.
+
+One flat schema. Command-line flags override the YAML file, which overrides the defaults here; everything is validated
+once, and a mistake is answered with the key's path, what was expected and the nearest valid spelling.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from kquant_cli.errors import KQuantError
+
+EncoderName = Literal["greedy", "uniform", "kmeans"]
+BasisKind = Literal[
+    "identity",
+    "dct",
+    "hadamard",
+    "signed_hadamard",
+    "signed_dct_ii",
+    "signed_dct",
+    "butterfly",
+    "householder",
+    "givens",
+    "qr",
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+def _number(value: object) -> object:
+    """YAML reads `1e-6` as text; take text that is a number as the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return float(value) if type(value) is int else value
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Tolerance = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+
+
+class EncoderConfig(_Strict):
+    """How one matrix is encoded."""
+
+    encoder: EncoderName = Field("greedy", description="greedy (the paper), uniform or kmeans (its baselines)")
+    bits: int = Field(4, ge=1, le=8, description="bits of a code; the codebook has 2^bits centroids")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the bases and of k-means++")
+    basis: BasisKind = Field("dct", description="kind of the orthogonal matrices Q1 and Q2")
+    basis_count: int | None = Field(None, ge=1, description="factors of a butterfly, householder or givens basis")
+    form: Literal["matrix", "vector"] = Field("matrix", description="decompose the matrix at once, or row by row")
+    rule: Literal["greedy", "alternating"] = Field("greedy", description="which of u and v takes the next sign step")
+    max_iter: int = Field(200, ge=1, description="most iterations of the decomposition")
+    tol: Tolerance = Field(1e-6, description="relative residual at which the decomposition has converged")
+    init: Literal["grid", "kmeans++", "peaks"] = Field("grid", description="start of k-means")
+    restarts: int = Field(1, ge=1, description="starts of k-means; those after the first are k-means++")
+    kmeans_iter: int = Field(300, ge=0, description="most iterations of k-means")
+    kmeans_tol: Tolerance = Field(5e-6, description="relative movement of the centroids at which k-means stops")
+    group_size: int = Field(128, ge=0, description="columns that share a scale in `uniform`; 0: one range a tensor")
+
+
+class LayerRule(BaseModel):
+    """Other settings for the matrices whose name fits `match`: any key of EncoderConfig beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    match: str = Field(description="pattern on the matrix's name, such as *.fc2")
+
+    def apply(self, base: EncoderConfig) -> EncoderConfig:
+        """The settings of `base` with this rule's in their place; raises pydantic's ValidationError."""
+        return EncoderConfig.model_validate({**base.model_dump(), **(self.model_extra or {})})
+
+
+class CompressConfig(EncoderConfig):
+    """How a checkpoint is compressed: the encoder's settings and which matrices get which."""
+
+    include: Patterns = Field((), description="patterns of further matrices to encode, such as lm_head.weight")
+    exclude: Patterns = Field((), description="patterns of matrices that stay dense")
+    on_no_convergence: str = Field(
+        "encode", description="a matrix that has not converged: encode it, keep it dense, or ENCODER[:BITS]"
+    )
+    layers: Annotated[tuple[LayerRule, ...], BeforeValidator(_tuple)] = Field(
+        (), description="rules of {match: PATTERN, key: value, ...}; of several that fit, later ones win"
+    )
+
+    def base(self) -> EncoderConfig:
+        """The encoder's settings alone."""
+        return EncoderConfig.model_validate({k: getattr(self, k) for k in EncoderConfig.model_fields})
+
+    def for_matrix(self, name: str) -> EncoderConfig:
+        """The settings for the matrix of that module name."""
+        config = self.base()
+        for rule in self.layers:
+            if fnmatchcase(name, rule.match):
+                config = rule.apply(config)
+        return config
+
+    def fallback(self, config: EncoderConfig) -> EncoderConfig | None:
+        """The settings for a matrix that `config` could not decompose; None for `encode` and `keep`."""
+        if self.on_no_convergence in ("encode", "keep"):
+            return None
+        encoder, _, bits = self.on_no_convergence.partition(":")
+        changes = {"encoder": encoder} | ({"bits": int(bits)} if bits.isdigit() else {"bits": bits} if bits else {})
+        return EncoderConfig.model_validate({**config.model_dump(), **changes})
+
+
+def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> CompressConfig:
+    """Settings from a YAML file (or none) with `overrides` (command-line flags by key) on top.
+
+    Raises
+    ------
+    KQuantError
+        The file is missing or not YAML, or a key is unknown, of a wrong type, or has an impossible value.
+    """
+    values: dict[str, Any] = _read_yaml(path) if path else {}
+    source = str(path) if path else "settings"
+    _validated(values, source)
+    return _validated({**values, **(overrides or {})}, "command line")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise KQuantError(f"{path}: cannot be read ({error.strerror}); give --config an existing YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place else ""
+        raise KQuantError(f"{path}: not valid YAML{line}; expected lines of `key: value`") from error
+    if not isinstance(values or {}, dict):
+        raise KQuantError(f"{path}: expected lines of `key: value`, found {type(values).__name__}")
+    return values or {}
+
+
+def _validated(values: Mapping[str, Any], source: str) -> CompressConfig:
+    try:
+        config = CompressConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise KQuantError(f"{source}: {_explain(error)}") from None
+    for i, rule in enumerate(config.layers):
+        try:
+            rule.apply(config.base())
+        except ValidationError as error:
+            raise KQuantError(f"{source}: {_explain(error, f'layers.{i}.')}") from None
+    try:
+        config.fallback(config.base())
+    except ValidationError:
+        encoders = get_args(EncoderName)
+        raise KQuantError(
+            f"{source}: `on_no_convergence` is {config.on_no_convergence!r}, expected `encode`, `keep` or "
+            f"`ENCODER[:BITS]` with ENCODER one of {', '.join(encoders)} and BITS from 1 to 8"
+            + nearest(config.on_no_convergence.partition(":")[0], ["encode", "keep", *encoders])
+        ) from None
+    return config
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean `x`?' for the known words nearest to `word`, or ''."""
+    close = difflib.get_close_matches(word, list(known), n=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
+
+
+def _explain(error: ValidationError, prefix: str = "") -> str:
+    """The first mistake as one sentence."""
+    first = error.errors()[0]
+    path = prefix + ".".join(str(part) for part in first["loc"])
+    key, value = str(first["loc"][-1]) if first["loc"] else "", first["input"]
+    if first["type"] == "extra_forbidden":
+        known = EncoderConfig.model_fields if prefix else CompressConfig.model_fields
+        return f"`{path}` is not a setting{nearest(key, known) or '; known are ' + ', '.join(known)}"
+    if first["type"] == "literal_error":
+        return f"`{path}` is {value!r}, expected {first['ctx']['expected']}{nearest(str(value), _literals(key))}"
+    if first["type"] == "missing":
+        return f"`{path}` is missing"
+    expected = first["msg"].removeprefix("Input should be ")
+    for pydantics, ours in (("a valid tuple", "a list"), ("a valid integer", "an integer"), ("a valid ", "a ")):
+        expected = expected.replace(pydantics, ours)
+    expected = expected.removesuffix(" or instance of LayerRule")
+    return f"`{path}` is {value!r}, expected {expected}"
+
+
+def _literals(key: str) -> tuple[str, ...]:
+    field = CompressConfig.model_fields.get(key)
+    return tuple(str(a) for a in get_args(field.annotation)) if field else ()

@@ -1,0 +1,178 @@
+"""What an encoded matrix is, how it decodes, and how it becomes named tensors and back.
+
+    W^ = diag(scale) [ L_u Cu[codes] S R_u^T  +  L_v Cv[codes] S R_v^T ] diag(1 / channel_scale),    S = diag(col_scale)
+
+Cu and Cv are the columns of the codebook. Every part but codes and codebook is optional: bases default to the identity,
+scales to ones, and a codebook of one column has no second term. The paper (arXiv 2404.09737, W = U + Q1 V Q2^T) is
+L_u = R_u = I, L_v = Q1, R_v = Q2 with one scalar scale; a scale of shape (rows, groups) holds for `group` columns each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kquant_cli.bases import BasisSpec
+from kquant_cli.packing import pack, row_bytes, unpack
+
+SIDES = ("left_u", "right_u", "left_v", "right_v")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The bases of the two terms, on the output side (left, out_features) and the input side (right, in_features)."""
+
+    left_u: BasisSpec | None = None
+    right_u: BasisSpec | None = None
+    left_v: BasisSpec | None = None
+    right_v: BasisSpec | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: only the bases that are there."""
+        return {side: spec.to_dict() for side in SIDES if (spec := getattr(self, side)) is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Frame:
+        """The inverse of `to_dict`."""
+        return cls(**{side: BasisSpec.from_dict(spec) for side, spec in values.items()})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All that decoding needs beside the tensors; goes into config.json as it is."""
+
+    shape: tuple[int, int]  # (out_features, in_features)
+    levels: int
+    frame: Frame = field(default_factory=Frame)
+    columns: int = 2  # of the codebook: 2 for (u, v), 1 where v is absent
+    scale: tuple[int, int] | None = None  # (1, 1), (rows, 1) or (rows, groups)
+    group: int = 0  # columns a scale holds for; 0: all
+    col_scale: bool = False
+    channel_scale: bool = False
+    transposed: bool = False  # the source stores (in_features, out_features), as GPT-2's Conv1D does
+    dtype: str = "float32"  # of the source
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, defaults left out."""
+        values: dict[str, Any] = {"shape": list(self.shape), "levels": self.levels, "dtype": self.dtype}
+        values |= {"frame": self.frame.to_dict()} if self.frame != Frame() else {}
+        values |= {"columns": self.columns} if self.columns != 2 else {}
+        values |= {"scale": list(self.scale)} if self.scale else {}
+        values |= {"group": self.group} if self.group else {}
+        return values | {k: True for k in ("col_scale", "channel_scale", "transposed") if getattr(self, k)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
+        """The inverse of `to_dict`; raises TypeError, KeyError or ValueError on anything else."""
+        rows, columns = (int(n) for n in values["shape"])
+        scale = values.get("scale")
+        return cls(
+            **{k: v for k, v in values.items() if k not in ("shape", "frame", "scale")},
+            shape=(rows, columns),
+            frame=Frame.from_dict(values.get("frame", {})),
+            scale=(int(scale[0]), int(scale[1])) if scale else None,
+        )
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every stored tensor by its suffix, such as `weight_codes`."""
+        rows, columns = self.shape
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_codes": (rows, row_bytes(columns, self.levels)),
+            "weight_codebook": (self.levels, self.columns),
+        }
+        shapes |= {"weight_scale": self.scale} if self.scale else {}
+        shapes |= {"weight_col_scale": (columns,)} if self.col_scale else {}
+        return shapes | ({"weight_channel_scale": (columns,)} if self.channel_scale else {})
+
+
+@dataclass(frozen=True)
+class Record:
+    """How the encoding of a matrix went: provenance, not needed for decoding."""
+
+    encoder: str
+    bits: int
+    basis: str | None = None
+    iterations: int = 0
+    converged: bool | None = None  # None: the encoder does not iterate towards a tolerance
+    trace: tuple[float, ...] = ()  # relative residual (Frobenius norm) after each iteration
+    u_max: float | None = None  # |u|_inf and |v|_inf in units of the weight's root mean square
+    v_max: float | None = None
+    relative_error: float = float("nan")  # |weight - decoded|_F / |weight|_F, 0 for a zero matrix
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodedMatrix:
+    """Codes (rows, columns) uint8, codebook (levels, 1 or 2) float32, scales, and the layout: how they decode."""
+
+    layout: Layout
+    codes: torch.Tensor
+    codebook: torch.Tensor
+    scale: torch.Tensor | None = None
+    col_scale: torch.Tensor | None = None
+    channel_scale: torch.Tensor | None = None
+    record: Record | None = field(default=None, compare=False)
+
+    def decode(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight (out_features, in_features) that the codes stand for, on the codes' device; float64 in float64."""
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        frame, book = self.layout.frame, self.codebook.to(compute)
+        weight = self._term(book[:, 0], frame.left_u, frame.right_u)
+        if book.shape[1] == 2:
+            weight += self._term(book[:, 1], frame.left_v, frame.right_v)
+        if self.scale is not None:
+            scale = self.scale.to(compute)
+            if scale.shape[1] > 1:
+                scale = scale.repeat_interleave(self.layout.group, dim=1)[:, : weight.shape[1]]
+            weight *= scale
+        if self.channel_scale is not None:
+            weight /= self.channel_scale.to(compute)
+        return weight.to(dtype)
+
+    def _term(self, levels: torch.Tensor, left: BasisSpec | None, right: BasisSpec | None) -> torch.Tensor:
+        """L C[codes] diag(col_scale) R^T."""
+        term = torch.embedding(levels.unsqueeze(1), self.codes.int()).squeeze(-1)
+        if self.col_scale is not None:
+            term *= self.col_scale.to(term.dtype)
+        if right is not None:
+            term = right.make().apply(term)
+        return left.make().apply(term, dim=0) if left is not None else term
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors as stored, by suffix: codes packed, on the CPU."""
+        tensors = {"weight_codes": pack(self.codes, self.layout.levels), "weight_codebook": self.codebook}
+        for name in ("scale", "col_scale", "channel_scale"):
+            if (value := getattr(self, name)) is not None:
+                tensors[f"weight_{name}"] = value
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_tensors(cls, layout: Layout, tensors: Mapping[str, torch.Tensor]) -> EncodedMatrix:
+        """The inverse of `to_tensors`.
+
+        Raises
+        ------
+        ValueError
+            A tensor that `layout` asks for is missing or has another shape, or a code has no centroid.
+        """
+        for name, shape in layout.tensor_shapes().items():
+            if name not in tensors or tuple(tensors[name].shape) != shape:
+                found = tuple(tensors[name].shape) if name in tensors else "nothing"
+                raise ValueError(f"{name}: expected shape {shape}, found {found}")
+        codes = unpack(tensors["weight_codes"], layout.levels, layout.shape[1])
+        if int(codes.max()) >= layout.levels:
+            raise ValueError(f"weight_codes: a code is {int(codes.max())}, expected below {layout.levels}")
+        scales = {name: tensors.get(f"weight_{name}") for name in ("scale", "col_scale", "channel_scale")}
+        return cls(layout, codes, tensors["weight_codebook"], **scales)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits over weights: codes with their padding, codebook and scales."""
+        rows, columns = self.layout.shape
+        size = rows * row_bytes(columns, self.layout.levels)
+        for tensor in (self.codebook, self.scale, self.col_scale, self.channel_scale):
+            size += tensor.numel() * tensor.element_size() if tensor is not None else 0
+        return 8 * size / (rows * columns)

@@ -1,0 +1,47 @@
+"""Packing against hand-made bytes and plain integer arithmetic."""
+
+import pytest
+import torch
+
+from kquant_cli.packing import pack, row_bytes, unpack, word
+
+
+def test_bytes_by_hand():
+    codes = torch.tensor([[1, 2, 15]], dtype=torch.uint8)
+    assert pack(codes, 16).tolist() == [[0x21, 0x0F]]
+    assert pack(torch.tensor([[1, 2, 0, 1, 2]], dtype=torch.uint8), 3).tolist() == [[1 + 2 * 3 + 27 + 2 * 81]]
+    eight = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 0]], dtype=torch.uint8)
+    number = sum(code << (3 * i) for i, code in enumerate(eight[0].tolist()))
+    assert pack(eight, 8).tolist() == [list(number.to_bytes(3, "little"))]
+    assert pack(torch.tensor([[200, 7]], dtype=torch.uint8), 256).tolist() == [[200, 7]]
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [(2, (8, 1)), (3, (5, 1)), (4, (4, 1)), (8, (8, 3)), (32, (8, 5)), (64, (4, 3)), (128, (8, 7))],
+)
+def test_words(levels, expected):
+    assert word(levels) == expected
+
+
+@pytest.mark.parametrize("levels", [*range(2, 34), 63, 64, 100, 128, 200, 255, 256])
+@pytest.mark.parametrize("columns", [1, 7, 8, 33, 100])
+def test_round_trip_and_size(levels, columns):
+    codes = torch.randint(levels, (5, columns), generator=torch.Generator().manual_seed(levels)).to(torch.uint8)
+    codes[0] = levels - 1  # the largest number a word can hold
+    packed = pack(codes, levels)
+    assert packed.shape == (5, row_bytes(columns, levels))
+    assert torch.equal(unpack(packed, levels, columns), codes)
+    digits, size = word(levels)
+    first = packed[1, : min(size, packed.shape[1])].tolist()
+    number = sum(int(c) * levels**i for i, c in enumerate(codes[1, :digits].tolist()))
+    assert int.from_bytes(bytes(first), "little") == number
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="a code is 4"):
+        pack(torch.tensor([[4]], dtype=torch.uint8), 4)
+    with pytest.raises(ValueError, match="between 2 and 256"):
+        word(1)
+    with pytest.raises(ValueError, match="expected 4"):
+        unpack(torch.zeros(2, 5, dtype=torch.uint8), 16, 8)
