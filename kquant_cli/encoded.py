@@ -10,7 +10,7 @@ L_u = R_u = I, L_v = Q1, R_v = Q2 with one scalar scale; a scale of shape (rows,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -97,6 +97,7 @@ class Record:
     basis: str | None = None
     iterations: int = 0
     converged: bool | None = None  # None: the encoder does not iterate towards a tolerance
+    outcome: str = "encoded"  # or, when it did not converge, "kept" dense or "fallback" to another encoder
     trace: tuple[float, ...] = ()  # relative residual (Frobenius norm) after each iteration
     u_max: float | None = None  # |u|_inf and |v|_inf in units of the weight's root mean square
     v_max: float | None = None
@@ -141,6 +142,11 @@ class EncodedMatrix:
             term = right.make().apply(term)
         return left.make().apply(term, dim=0) if left is not None else term
 
+    def to(self, device: torch.device | str) -> EncodedMatrix:
+        """The same matrix with its tensors on `device`."""
+        names = ("codes", "codebook", "scale", "col_scale", "channel_scale")
+        return replace(self, **{n: t.to(device) for n in names if (t := getattr(self, n)) is not None})
+
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors as stored, by suffix: codes packed, on the CPU."""
         tensors = {"weight_codes": pack(self.codes, self.layout.levels), "weight_codebook": self.codebook}
@@ -156,15 +162,13 @@ class EncodedMatrix:
         Raises
         ------
         ValueError
-            A tensor that `layout` asks for is missing or has another shape, or a code has no centroid.
+            A tensor that `layout` asks for is missing or has another shape.
         """
         for name, shape in layout.tensor_shapes().items():
             if name not in tensors or tuple(tensors[name].shape) != shape:
                 found = tuple(tensors[name].shape) if name in tensors else "nothing"
                 raise ValueError(f"{name}: expected shape {shape}, found {found}")
         codes = unpack(tensors["weight_codes"], layout.levels, layout.shape[1])
-        if int(codes.max()) >= layout.levels:
-            raise ValueError(f"weight_codes: a code is {int(codes.max())}, expected below {layout.levels}")
         scales = {name: tensors.get(f"weight_{name}") for name in ("scale", "col_scale", "channel_scale")}
         return cls(layout, codes, tensors["weight_codebook"], **scales)
 

@@ -88,7 +88,9 @@ def save(out: Path, model: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, b
 def card(out: Path, files: dict[str, str], facts: dict) -> None:
     """Write README.md of the model folder."""
     rows = "\n".join(f"| {name} | `{digest}` |" for name, digest in files.items())
-    losses = "\n".join(f"| {step} | {math.exp(train):.2f} | {math.exp(held):.2f} |" for step, train, held in facts["log"])
+    losses = "\n".join(
+        f"| {step} | {math.exp(train):.2f} | {math.exp(held):.2f} |" for step, train, held in facts["log"]
+    )
     (out / "README.md").write_text(
         f"""# kquant's demo model
 

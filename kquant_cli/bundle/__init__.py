@@ -1,0 +1,7 @@
+"""Bundles: a compressed model as a folder that is itself a Hugging Face checkpoint."""
+
+from kquant_cli.bundle.dense import write_dense
+from kquant_cli.bundle.format import FORMAT_VERSION, QUANT_METHOD, is_bundle
+from kquant_cli.bundle.reader import Bundle, newest_bundle, open_bundle
+
+__all__ = ["FORMAT_VERSION", "QUANT_METHOD", "Bundle", "is_bundle", "newest_bundle", "open_bundle", "write_dense"]

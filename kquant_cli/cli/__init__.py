@@ -1,0 +1,66 @@
+"""The command line: one file a command, options and output only. Heavy imports live inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from kquant_cli import __version__
+from kquant_cli.cli.compress import compress
+from kquant_cli.cli.console import log
+from kquant_cli.cli.decompress import decompress
+from kquant_cli.cli.demo import demo
+from kquant_cli.cli.evaluate import evaluate
+from kquant_cli.cli.inspect import inspect
+from kquant_cli.errors import KQuantError
+
+app = typer.Typer(
+    name="kquant",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: kquant compress facebook/opt-1.3b --bits 4 && kquant eval --task wikitext2 && kquant inspect",
+)
+app.command("compress")(compress)
+app.command("decompress")(decompress)
+app.command("inspect")(inspect)
+app.command("eval")(evaluate)
+app.command("demo")(demo)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"kquant {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Compress Hugging Face language models with Kashin quantisation (arXiv 2404.09737)."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; a KQuantError becomes one sentence on standard error and exit code 2."""
+    try:
+        app(args=args)
+    except KQuantError as error:
+        log.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        log.print("interrupted; the same command goes on from what is finished", highlight=False)
+        sys.exit(130)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

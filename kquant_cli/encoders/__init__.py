@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from kquant_cli.config import EncoderConfig
-from kquant_cli.encoded import EncodedMatrix
-from kquant_cli.encoders.greedy import encode_greedy
-from kquant_cli.encoders.scalar import encode_kmeans, encode_uniform
+from kquant_cli.encoded import SIDES, EncodedMatrix, Layout
+from kquant_cli.encoders.greedy import encode_greedy, greedy_layout
+from kquant_cli.encoders.scalar import encode_kmeans, encode_uniform, kmeans_layout, uniform_layout
 
-__all__ = ["ENCODERS", "encode"]
+__all__ = ["ENCODERS", "Encoder", "check_basis", "encode", "encoded_bytes"]
 
-ENCODERS: dict[str, Callable[[torch.Tensor, EncoderConfig], EncodedMatrix]] = {
-    "greedy": encode_greedy,
-    "uniform": encode_uniform,
-    "kmeans": encode_kmeans,
+
+@dataclass(frozen=True)
+class Encoder:
+    """`encode` a weight; the `layout` that this gives, known from shape and settings alone."""
+
+    encode: Callable[[torch.Tensor, EncoderConfig], EncodedMatrix]
+    layout: Callable[[tuple[int, int], EncoderConfig], Layout]
+
+
+ENCODERS: dict[str, Encoder] = {
+    "greedy": Encoder(encode_greedy, greedy_layout),
+    "uniform": Encoder(encode_uniform, uniform_layout),
+    "kmeans": Encoder(encode_kmeans, kmeans_layout),
 }
+
+
+def check_basis(shape: tuple[int, int], config: EncoderConfig) -> None:
+    """Raise KQuantError when a basis of the settings cannot have a size of the matrix (out_features, in_features)."""
+    frame = ENCODERS[config.encoder].layout(shape, config).frame
+    for side in SIDES:
+        if (spec := getattr(frame, side)) is not None:
+            spec.make()
+
+
+def encoded_bytes(shape: tuple[int, int], config: EncoderConfig) -> int:
+    """Bytes that a matrix (out_features, in_features) takes when encoded with these settings."""
+    layout = ENCODERS[config.encoder].layout(shape, config)
+    sizes = {"weight_codes": 1, "weight_scale": 2 if config.encoder == "uniform" else 4}
+    return sum(math.prod(size) * sizes.get(name, 4) for name, size in layout.tensor_shapes().items())
 
 
 def encode(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
@@ -39,7 +64,7 @@ def encode(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
         raise ValueError("the weight has entries that are not finite")
     source = str(weight.dtype).removeprefix("torch.")
     weight = weight if weight.dtype == torch.float64 else weight.float()
-    encoded = ENCODERS[config.encoder](weight, config)
+    encoded = ENCODERS[config.encoder].encode(weight, config)
     assert encoded.record is not None
     record = replace(encoded.record, relative_error=_relative_error(weight, encoded))
     return replace(encoded, layout=replace(encoded.layout, dtype=source), record=record)

@@ -1,6 +1,7 @@
 """The paper's encoder: Kashin decomposition, then k-means on the pairs (u, v).
 
-    W = s (U + Q1 V Q2^T) + residual,    codes = nearest centroid of (U_ij, V_ij),    W^ = s (Cu[codes] + Q1 Cv[codes] Q2^T)
+    W = s (U + Q1 V Q2^T) + residual,    codes = nearest centroid of (U_ij, V_ij),
+    W^ = s (Cu[codes] + Q1 Cv[codes] Q2^T)
 
 Source: arXiv 2404.09737, with s the root mean square of W in place of its norm. In the vector form (arXiv 2609.11687)
 every row is decomposed on its own, w = s_row (u + Q v) with Q of size in_features, and has its own scale. Closed-form
@@ -14,18 +15,33 @@ import math
 import torch
 
 from kquant_cli.bases import BasisSpec
-from kquant_cli.codebooks import KMeansResult, grid_start, kmeans, kmeans_plus_plus, nearest
+from kquant_cli.codebooks import nearest
 from kquant_cli.config import EncoderConfig
 from kquant_cli.decomposition import KashinFactors, decompose_matrix, decompose_vector
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout, Record
+from kquant_cli.encoders.clustering import cluster, signed_sums
+
+
+def greedy_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
+    """The layout of a matrix (out_features, in_features): Q2 on the input side, Q1 on the other.
+
+    Q2 has the seed of the settings, Q1 the one after it (another draw where the matrix is square); the vector form has
+    no Q1.
+    """
+    rows, columns = shape
+    options = {} if config.basis_count is None else {"count": config.basis_count}
+    right = BasisSpec(config.basis, columns, config.seed, options)
+    left = BasisSpec(config.basis, rows, (config.seed + 1) % 2**32, options)
+    by_row = config.form == "vector"
+    frame = Frame(left_v=None if by_row else left, right_v=right)
+    return Layout(shape=shape, levels=2**config.bits, frame=frame, scale=(rows if by_row else 1, 1))
 
 
 def encode_greedy(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     """Encode `weight` (out_features, in_features) as the paper does, in the matrix or the vector form."""
-    rows, columns = weight.shape
-    by_row = config.form == "vector"
-    right = _basis(config, columns, config.seed)
-    left = None if by_row else _basis(config, rows, (config.seed + 1) % 2**32)  # another draw where rows == columns
+    layout = greedy_layout((weight.shape[0], weight.shape[1]), config)
+    left, right, by_row = layout.frame.left_v, layout.frame.right_v, config.form == "vector"
+    assert right is not None
     scale = weight.square().mean(dim=1 if by_row else None, keepdim=True).sqrt().reshape(-1, 1)
     normed = weight / torch.where(scale > 0, scale, 1)
     limits = {"max_iter": config.max_iter, "tol": config.tol, "rule": config.rule}
@@ -36,33 +52,12 @@ def encode_greedy(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     del normed
 
     points = torch.stack([factors.u.flatten(), factors.v.flatten()], dim=1)
-    record = _record(config, factors, right)
+    record = _record(config, factors, [spec for spec in (left, right) if spec])
     peaks = pair_peaks(factors, config.bits) if config.init == "peaks" else None
     del factors
     codebook = cluster(points, config, peaks).centroids.float()
-    codes = nearest(points, codebook.to(points.dtype)).view(rows, columns)
-    layout = Layout(
-        shape=(rows, columns),
-        levels=len(codebook),
-        frame=Frame(left_v=left, right_v=right),
-        scale=(len(scale), 1),
-    )
+    codes = nearest(points, codebook.to(points.dtype)).view(weight.shape)
     return EncodedMatrix(layout, codes, codebook, scale=scale.float(), record=record)
-
-
-def cluster(points: torch.Tensor, config: EncoderConfig, peaks: torch.Tensor | None) -> KMeansResult:
-    """K-means of points (n, d) into 2^bits centroids: the first start is `config.init`, further ones are k-means++."""
-    limits = {"max_iter": config.kmeans_iter, "tol": config.kmeans_tol}
-    best: KMeansResult | None = None
-    for restart in range(config.restarts):
-        if restart or config.init == "kmeans++":
-            start = kmeans_plus_plus(points, 2**config.bits, (config.seed + restart) % 2**32)
-        else:
-            start = grid_start(points, 2**config.bits) if peaks is None else peaks
-        result = kmeans(points, start, **limits)
-        best = result if best is None or result.inertia < best.inertia else best
-    assert best is not None
-    return best
 
 
 def pair_peaks(factors: KashinFactors, bits: int) -> torch.Tensor:
@@ -70,14 +65,6 @@ def pair_peaks(factors: KashinFactors, bits: int) -> torch.Tensor:
     u = signed_sums(_step_sizes(factors, into_v=False, count=math.ceil(bits / 2)))
     v = signed_sums(_step_sizes(factors, into_v=True, count=bits // 2))
     return torch.cartesian_prod(u, v)
-
-
-def signed_sums(sizes: torch.Tensor) -> torch.Tensor:
-    """All 2^n sums +-c1 +-c2 ... +-cn of the sizes (n,), ascending."""
-    sums = sizes.new_zeros(1)
-    for size in sizes:
-        sums = torch.cat([sums - size, sums + size])
-    return sums.sort().values
 
 
 def _step_sizes(factors: KashinFactors, *, into_v: bool, count: int) -> torch.Tensor:
@@ -92,16 +79,11 @@ def _step_sizes(factors: KashinFactors, *, into_v: bool, count: int) -> torch.Te
     return torch.stack([step[step > 0].mean() if (step > 0).any() else step.new_zeros(()) for step in steps])
 
 
-def _basis(config: EncoderConfig, size: int, seed: int) -> BasisSpec:
-    options = {} if config.basis_count is None else {"count": config.basis_count}
-    return BasisSpec(config.basis, size, seed, options)
-
-
-def _record(config: EncoderConfig, factors: KashinFactors, right: BasisSpec) -> Record:
+def _record(config: EncoderConfig, factors: KashinFactors, bases: list[BasisSpec]) -> Record:
     trace = factors.residuals
     if trace.ndim == 2:  # rows have unit mean square: the root mean square over rows is the matrix's relative residual
         trace = trace.square().mean(dim=1).sqrt()
-    notes = {note for spec in (right,) if (note := spec.make().note)}
+    notes = {note for spec in bases if (note := spec.make().note)}
     return Record(
         encoder=config.encoder,
         bits=config.bits,

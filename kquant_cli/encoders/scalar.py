@@ -7,7 +7,22 @@ import torch
 from kquant_cli.codebooks import nearest
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import EncodedMatrix, Layout, Record
-from kquant_cli.encoders.greedy import cluster, signed_sums
+from kquant_cli.encoders.clustering import cluster, signed_sums
+
+
+def kmeans_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
+    """The layout of a matrix (out_features, in_features): one scale."""
+    return Layout(shape=shape, levels=2**config.bits, columns=1, scale=(1, 1))
+
+
+def uniform_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
+    """The layout of a matrix (out_features, in_features): no scale, or one for each group of columns."""
+    rows, columns = shape
+    if config.group_size == 0:
+        return Layout(shape=shape, levels=2**config.bits, columns=1)
+    groups = -(-columns // config.group_size)
+    group = config.group_size if groups > 1 else 0
+    return Layout(shape=shape, levels=2**config.bits, columns=1, scale=(rows, groups), group=group)
 
 
 def encode_kmeans(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
@@ -17,7 +32,7 @@ def encode_kmeans(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     peaks = scalar_peaks(points, config.bits).unsqueeze(1) if config.init == "peaks" else None
     codebook = cluster(points, config, peaks).centroids.float()
     codes = nearest(points, codebook.to(points.dtype)).view(weight.shape)
-    layout = Layout(shape=(weight.shape[0], weight.shape[1]), levels=len(codebook), columns=1, scale=(1, 1))
+    layout = kmeans_layout((weight.shape[0], weight.shape[1]), config)
     return EncodedMatrix(layout, codes, codebook, scale=scale.float(), record=_record(config))
 
 
@@ -37,15 +52,14 @@ def encode_uniform(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix
     at 1 bit +-s with s = mean|w|. A last group may be short. Scales are kept in float16, or in float32 where float16
     would overflow or lose digits; the codes are taken against the rounded scale.
     """
-    levels = 2**config.bits
+    levels, (rows, columns) = 2**config.bits, weight.shape
+    layout = uniform_layout((rows, columns), config)
     if config.group_size == 0:
         codebook = torch.linspace(0, 1, levels, dtype=weight.dtype, device=weight.device)
         codebook = (weight.min() + (weight.max() - weight.min()) * codebook).unsqueeze(1).float()
         codes = nearest(weight.reshape(-1, 1), codebook.to(weight.dtype)).view(weight.shape)
-        layout = Layout(shape=(weight.shape[0], weight.shape[1]), levels=levels, columns=1)
         return EncodedMatrix(layout, codes, codebook, record=_record(config))
 
-    rows, columns = weight.shape
     group = min(config.group_size, columns)
     groups = -(-columns // group)
     padded = torch.nn.functional.pad(weight, (0, groups * group - columns)).view(rows, groups, group)
@@ -64,9 +78,6 @@ def encode_uniform(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix
     units = padded / torch.where(scale > 0, scale, 1)
     codes = ((units - first) / step).round_().clamp_(0, levels - 1).to(torch.uint8)
     codebook = first + step * torch.arange(levels, dtype=torch.float32, device=weight.device).unsqueeze(1)
-    layout = Layout(
-        shape=(rows, columns), levels=levels, columns=1, scale=(rows, groups), group=group if groups > 1 else 0
-    )
     codes = codes.view(rows, -1)[:, :columns].contiguous()
     return EncodedMatrix(layout, codes, codebook, scale=stored.squeeze(-1), record=_record(config))
 

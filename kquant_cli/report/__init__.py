@@ -1,0 +1,6 @@
+"""Reports: what a bundle says about itself, as numbers and as tables."""
+
+from kquant_cli.report.summary import summarise
+from kquant_cli.report.tables import layer_table, totals_table
+
+__all__ = ["layer_table", "summarise", "totals_table"]

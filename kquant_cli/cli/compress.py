@@ -1,0 +1,138 @@
+"""`kquant compress`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kquant_cli.cli.console import console, log
+from kquant_cli.cli.inspect import write_results
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kquant_cli.pipeline import Plan
+
+OUTPUT = "Output"
+NOT_SETTINGS = ("model", "output", "config", "revision", "device", "overwrite", "dry_run", "json_file")
+
+
+def _setting(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Settings (over those of --config, over the defaults)")
+
+
+def _output(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=OUTPUT)
+
+
+def compress(
+    model: Annotated[str, typer.Argument(help="A Hugging Face model: hub id or folder.")],
+    output: Annotated[Path | None, _output("The bundle; else bundles/MODEL-ENCODER-BITSbit.", "--output", "-o")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings, such as configs/default.yaml.")] = None,
+    bits: Annotated[int | None, _setting("Bits of a code, 1 to 8.")] = None,
+    encoder: Annotated[str | None, _setting("greedy (the paper), uniform or kmeans.")] = None,
+    basis: Annotated[
+        str | None,
+        _setting(
+            "dct, hadamard, butterfly, qr, signed_dct, signed_dct_ii, signed_hadamard, householder, givens."
+        ),
+    ] = None,
+    basis_count: Annotated[int | None, _setting("Factors of a butterfly, householder or givens basis.")] = None,
+    rule: Annotated[str | None, _setting("Which of u and v takes the next step: greedy or alternating.")] = None,
+    form: Annotated[
+        str | None, _setting("Decompose at once (matrix) or row by row (vector).")
+    ] = None,
+    max_iter: Annotated[int | None, _setting("Most iterations of a decomposition.")] = None,
+    tol: Annotated[float | None, _setting("Relative residual that counts as converged.")] = None,
+    init: Annotated[str | None, _setting("Start of k-means: grid, kmeans++ or peaks.")] = None,
+    restarts: Annotated[int | None, _setting("Starts of k-means, the best counts.")] = None,
+    group_size: Annotated[int | None, _setting("Columns that share a scale in uniform; 0: one range a tensor.")] = None,
+    seed: Annotated[int | None, _setting("Seed of the bases and of k-means++.")] = None,
+    include: Annotated[list[str] | None, _setting("Pattern of further matrices to encode; repeatable.")] = None,
+    exclude: Annotated[list[str] | None, _setting("Pattern of matrices that stay dense; repeatable.")] = None,
+    on_no_convergence: Annotated[
+        str | None, _setting("A matrix that has not converged: encode it, keep it dense, or ENCODER[:BITS].")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[bool, _output("Replace another bundle of that name.", "--overwrite")] = False,
+    dry_run: Annotated[bool, _output("Show the plan and the estimated size only.", "--dry-run")] = False,
+    json_file: Annotated[Path | None, _output("Write the summary (or the plan) as JSON.", "--json")] = None,
+) -> None:
+    """Compress a model, layer by layer. An interrupted run goes on when the same command runs again.
+
+    Example: kquant compress facebook/opt-1.3b --bits 4 --basis butterfly -o bundles/opt
+    """
+    flags = {k: v for k, v in locals().items() if k not in NOT_SETTINGS and v is not None}
+    from kquant_cli.bundle import open_bundle
+    from kquant_cli.checkpoint import open_checkpoint
+    from kquant_cli.cli.progress import show_progress
+    from kquant_cli.config import load_config
+    from kquant_cli.devices import pick_device
+    from kquant_cli.pipeline import compress as run
+    from kquant_cli.pipeline import default_output, make_plan
+    from kquant_cli.report import summarise, totals_table
+
+    settings = load_config(config, flags)
+    where = pick_device(device)
+    plan = make_plan(open_checkpoint(model, revision), settings)
+    out = output or default_output(plan.checkpoint, settings)
+    if dry_run:
+        values = _plan(plan, out)
+        console.print(_plan_table(values))
+        for note in plan.notes:
+            log.print(f"note: {note}", highlight=False, markup=False)
+    else:
+        with show_progress(plan, log) as (progress, say):
+            made = run(plan, out, device=where, overwrite=overwrite, progress=progress, say=say)
+        if not made:
+            log.print(
+                f"{out}: this very bundle is there already, complete; nothing to do", highlight=False, markup=False
+            )
+        values = summarise(open_bundle(out, verify=False))
+        console.print(totals_table(values))
+        console.print(f"bundle: {out}", highlight=False, markup=False)
+    if json_file is not None:
+        write_results(json_file, values)
+
+
+def _plan(plan: Plan, out: Path) -> dict[str, Any]:
+    layers = [
+        {
+            "name": job.matrix.name,
+            "shape": list(job.matrix.shape),
+            "encoder": job.config.encoder,
+            "bits": job.config.bits,
+            "bytes": job.nbytes,
+        }
+        for job in plan.jobs
+    ]
+    return {
+        "output": str(out),
+        "layers": layers,
+        "encoded_weights": plan.weights,
+        "parameters": plan.parameters,
+        "encoded_share": plan.weights / plan.parameters,
+        "source_bytes": plan.source_bytes,
+        "estimated_bytes": plan.estimated_bytes,
+    }
+
+
+def _plan_table(values: dict[str, Any]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"Plan for {escape(values['output'])}", title_justify="left", pad_edge=False, show_footer=True)
+    share = f"{values['encoded_weights']:,} of {values['parameters']:,} parameters ({values['encoded_share']:.1%})"
+    table.add_column("layer", overflow="fold", footer=share)
+    table.add_column("shape", no_wrap=True)
+    table.add_column("encoder")
+    table.add_column("bits", justify="right")
+    size = f"{values['source_bytes'] / 1e6:.2f} MB -> {values['estimated_bytes'] / 1e6:.2f} MB"
+    table.add_column("bytes", justify="right", footer=size)
+    for layer in values["layers"]:
+        shape = "×".join(map(str, layer["shape"]))
+        table.add_row(escape(layer["name"]), shape, layer["encoder"], str(layer["bits"]), f"{layer['bytes']:,}")
+    return table

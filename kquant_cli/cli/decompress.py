@@ -1,0 +1,40 @@
+"""`kquant decompress`: a bundle back into a plain dense checkpoint."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kquant_cli.cli.console import console
+
+
+class Dtype(StrEnum):
+    """The types that a dense checkpoint may have."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def decompress(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the dense checkpoint.")],
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the tensors; else the source's.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+) -> None:
+    """Write a bundle as a dense Hugging Face checkpoint that loads without kquant.
+
+    Example: kquant decompress bundles/opt-1.3b-greedy-4bit -o dense/opt-1.3b --dtype float16
+    """
+    import torch
+
+    from kquant_cli.bundle import open_bundle, write_dense
+
+    whole = open_bundle(bundle)
+    size = write_dense(whole, output, getattr(torch, dtype) if dtype else None, overwrite=overwrite)
+    console.print(
+        f"{output}: {len(whole.layouts)} matrices decoded, {size / 1e6:.2f} MB", highlight=False, markup=False
+    )

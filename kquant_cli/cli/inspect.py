@@ -1,0 +1,43 @@
+"""`kquant inspect`: what a bundle says about itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kquant_cli.cli.console import console, log
+
+
+def inspect(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle; by default the newest under bundles/.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here as JSON.")] = None,
+) -> None:
+    """Show each layer's error, convergence and bits, and the totals.
+
+    Example: kquant inspect bundles/opt-1.3b-greedy-4bit --json layers.json
+    """
+    from kquant_cli.bundle import newest_bundle, open_bundle
+    from kquant_cli.report import layer_table, summarise, totals_table
+
+    if bundle is None:
+        bundle = newest_bundle(Path("bundles"))
+        log.print(f"newest bundle: {bundle}", highlight=False, markup=False)
+    summary = summarise(open_bundle(bundle, verify=False))
+    console.print(layer_table(summary))
+    console.print(totals_table(summary))
+    if json_file is not None:
+        write_results(json_file, summary)
+
+
+def write_results(path: Path, values: object) -> None:
+    """Write JSON for `--json FILE`; KQuantError when the file cannot be written."""
+    from kquant_cli.errors import KQuantError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise KQuantError(f"{path}: cannot be written ({error.strerror}); give --json another file") from error

@@ -1,0 +1,272 @@
+"""Compress: walk a checkpoint's matrices, encode each, write a bundle. One matrix is in memory at a time.
+
+A run is identified by its fingerprint: settings, format and the content of the source. Finished matrices are durable
+(bundle/staging.py), so the same run goes on where an earlier one was interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kquant_cli
+from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle, write_json
+from kquant_cli.bundle.reader import open_bundle
+from kquant_cli.bundle.staging import Staged, Staging
+from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
+from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
+from kquant_cli.config import CompressConfig, EncoderConfig
+from kquant_cli.encoded import EncodedMatrix, Record
+from kquant_cli.encoders import check_basis, encode, encoded_bytes
+from kquant_cli.errors import KQuantError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A matrix and the settings it is encoded with."""
+
+    matrix: Matrix
+    config: EncoderConfig
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its encoding takes."""
+        return encoded_bytes(self.matrix.shape, self.config)
+
+    @property
+    def weights(self) -> int:
+        """Number of its entries."""
+        return self.matrix.shape[0] * self.matrix.shape[1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, found out before the first byte is written."""
+
+    checkpoint: Checkpoint
+    config: CompressConfig
+    jobs: tuple[Job, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source's tensors."""
+        return sum(info.nbytes for info in self.checkpoint.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Entries of the source's tensors."""
+        return sum(info.numel for info in self.checkpoint.tensors.values())
+
+    @property
+    def weights(self) -> int:
+        """Entries of the matrices that will be encoded."""
+        return sum(job.weights for job in self.jobs)
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Bytes of the bundle's tensors, if no matrix is kept dense."""
+        dense = self.source_bytes - sum(self.checkpoint.tensors[j.matrix.tensor].nbytes for j in self.jobs)
+        return dense + sum(job.nbytes for job in self.jobs)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told after every matrix."""
+
+    job: Job
+    record: Record
+    resumed: bool
+    seconds: float
+
+
+def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
+    """Select the matrices and settle their settings.
+
+    Raises
+    ------
+    KQuantError
+        No matrix is selected, a pattern matches nothing, or a basis cannot have a size that it would need.
+    """
+    selection = select_matrices(checkpoint, config.include, config.exclude)
+    jobs = tuple(Job(matrix, config.for_matrix(matrix.name)) for matrix in selection.matrices)
+    for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
+        check_basis(shape, settings)
+    return Plan(checkpoint, config, jobs, selection.notes)
+
+
+def default_output(checkpoint: Checkpoint, config: CompressConfig) -> Path:
+    """`bundles/<model>-<encoder>-<bits>bit`."""
+    model = checkpoint.name.rstrip("/").rpartition("/")[2] or "model"
+    return Path("bundles") / f"{model}-{config.encoder}-{config.bits}bit"
+
+
+def compress(
+    plan: Plan,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> bool:
+    """Carry out `plan` into the bundle `out`; False when an equal and complete bundle was there already.
+
+    Raises
+    ------
+    KQuantError
+        `out` is something else that may not be replaced, a weight is not finite, or no space is left.
+    """
+    identity = _identity(plan)
+    if not _may_write(out, identity["fingerprint"], overwrite=overwrite):
+        return False
+    began = time.perf_counter()
+    try:
+        staging = Staging(out, identity["fingerprint"])
+        if staging.discarded:
+            say(f"unfinished work with other settings or weights in {staging.folder} was thrown away")
+        staged = {}
+        for job in plan.jobs:
+            start = time.perf_counter()
+            done = staging.find(job.matrix.name)
+            staged[job.matrix.tensor] = done or staging.save(job.matrix.name, *_encode(plan, job, device))
+            record = staged[job.matrix.tensor].record
+            progress(Progress(job, record, done is not None, time.perf_counter() - start))
+        folder = staging.fresh()
+        _write(plan, folder, staged, identity | {"versions": _versions(device)})
+        run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": peak_memory()}
+        write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
+        staging.finish(out)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise KQuantError(
+                f"{out}: cannot be written ({error.strerror or error}); choose another --output"
+            ) from error
+        raise KQuantError(
+            f"{out}: no space left on the device, about {2 * plan.estimated_bytes / 1e6:.0f} MB are needed; free some "
+            f"and run the same command again (finished matrices are kept)"
+        ) from error
+    return True
+
+
+def source_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256 over config and tensors (name, dtype, shape, bytes), however the source's files are cut."""
+    digest = sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
+    for name in sorted(checkpoint.tensors):
+        tensor = checkpoint.read(name)
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    for file in checkpoint.other_files:
+        digest.update(f"\n{file}\n".encode() + (checkpoint.path / file).read_bytes())
+    return digest.hexdigest()
+
+
+def peak_memory() -> int | None:
+    """Peak resident set of this process, in bytes; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource  # noqa: PLC0415  (not on Windows)
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What the manifest says of settings and source, and the fingerprint of both."""
+    settings, content = plan.config.model_dump(mode="json"), source_hash(plan.checkpoint)
+    text = json.dumps({"settings": settings, "source": content, "format": FORMAT_VERSION}, sort_keys=True)
+    source = {"name": plan.checkpoint.name, "revision": plan.checkpoint.revision, "sha256": content}
+    return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, "source": source}
+
+
+def _versions(device: torch.device | str) -> dict[str, str]:
+    versions = {"kashin-quant": kquant_cli.__version__, "torch": torch.__version__}
+    return versions | {"python": platform.python_version(), "device": torch.device(device).type}
+
+
+def _may_write(out: Path, fingerprint: str, *, overwrite: bool) -> bool:
+    """Whether `out` is free; False when the same bundle is there; KQuantError when something else is."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return True
+    if not out.is_dir() or not is_bundle(out):
+        raise KQuantError(f"{out}: exists and is not a kquant bundle, so it is not touched; choose another --output")
+    if overwrite:
+        return True
+    bundle = open_bundle(out)
+    if bundle.manifest.get("fingerprint") != fingerprint:
+        raise KQuantError(
+            f"{out}: is a bundle of other settings or of another source; give --overwrite to replace it, or another "
+            f"--output"
+        )
+    return False
+
+
+def _encode(plan: Plan, job: Job, device: torch.device | str) -> tuple[EncodedMatrix | None, Record]:
+    """Encode one matrix, or the settings' answer to one that does not converge."""
+    weight = plan.checkpoint.read(job.matrix.tensor)
+    if not torch.isfinite(weight).all():
+        raise KQuantError(
+            f"{plan.checkpoint.name}: tensor {job.matrix.tensor!r} has entries that are not finite; mend the "
+            f"checkpoint, or leave the tensor out with --exclude {job.matrix.tensor}"
+        )
+    weight = (weight.T if job.matrix.transposed else weight).contiguous().to(device)
+    encoded = encode(weight, job.config)
+    assert encoded.record is not None
+    record = encoded.record
+    if record.converged is False and plan.config.on_no_convergence != "encode":
+        fallback = plan.config.fallback(job.config)
+        if fallback is None:
+            return None, replace(record, outcome="kept", relative_error=0.0)
+        first = record
+        encoded = encode(weight, fallback)
+        assert encoded.record is not None
+        record = replace(encoded.record, outcome="fallback", iterations=first.iterations, trace=first.trace)
+        record = replace(record, converged=False, u_max=first.u_max, v_max=first.v_max)
+    layout = replace(encoded.layout, transposed=job.matrix.transposed)
+    return replace(encoded, layout=layout, record=record), record
+
+
+def _write(plan: Plan, folder: Path, staged: dict[str, Staged], identity: dict[str, Any]) -> None:
+    """Everything of the bundle but run.json, into an empty folder."""
+    checkpoint = plan.checkpoint
+    stored = write_weights(folder, _entries(checkpoint, staged))
+    write_json(folder / CONFIG, bundle_config(checkpoint.config, staged.values()))
+    copy_files(checkpoint.path, checkpoint.other_files, folder)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        **identity,
+        "notes": list(plan.notes),
+        "tied": dict(checkpoint.tied),
+        "totals": {
+            "parameters": plan.parameters,
+            "source_bytes": plan.source_bytes,
+            "bytes": stored,
+            "encoded_weights": sum(j.weights for j in plan.jobs if staged[j.matrix.tensor].layout is not None),
+            "encoded_bytes": sum(s.nbytes for s in staged.values()),
+        },
+        "matrices": {
+            s.name: {"shape": list(job.matrix.shape), "bytes": s.nbytes, **asdict(s.record)}
+            for job in plan.jobs
+            for s in (staged[job.matrix.tensor],)
+        },
+        "files": file_hashes(folder),
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _entries(checkpoint: Checkpoint, staged: dict[str, Staged]) -> Iterator[Entry]:
+    """The bundle's tensors in the source's order."""
+    for name, info in checkpoint.tensors.items():
+        if name in staged and staged[name].layout is not None:
+            yield from staged_entries(staged[name])
+        else:
+            yield Entry(name, info.dtype, tuple(info.shape), lambda name=name: checkpoint.read(name))  # type: ignore[misc]

@@ -1,0 +1,70 @@
+"""The numbers of a bundle, from its manifest: per layer and in total. This is inspect's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kquant_cli.bundle import Bundle
+from kquant_cli.bundle.format import MANIFEST, RUN, read_json
+from kquant_cli.errors import KQuantError
+
+
+def summarise(bundle: Bundle) -> dict[str, Any]:
+    """Layers and totals of a bundle.
+
+    `bits_per_weight`: stored bits (codes with padding, codebooks, scales) over encoded weights;
+    `bits_per_weight_model`: bits of all tensors over all parameters; `encoded_share`: encoded weights over all
+    parameters; `ratio`: bytes of the source's tensors over the bundle's.
+
+    Raises
+    ------
+    KQuantError
+        The manifest lacks something.
+    """
+    manifest = bundle.manifest
+    try:
+        layers = [_layer(name, facts) for name, facts in manifest["matrices"].items()]
+        totals = manifest["totals"]
+        return {
+            "bundle": str(bundle.path),
+            "source": manifest["source"],
+            "layers": layers,
+            "not_converged": [layer["name"] for layer in layers if layer["converged"] is False],
+            "bits_per_weight": _ratio(8 * totals["encoded_bytes"], totals["encoded_weights"]),
+            "bits_per_weight_model": _ratio(8 * totals["bytes"], totals["parameters"]),
+            "encoded_share": _ratio(totals["encoded_weights"], totals["parameters"]),
+            "ratio": _ratio(totals["source_bytes"], totals["bytes"]),
+            **totals,
+            "relative_squared_error": _ratio(
+                sum(layer["relative_squared_error"] * layer["weights"] for layer in layers if layer["encoder"]),
+                totals["encoded_weights"],
+            ),
+            "notes": manifest["notes"],
+            "settings": manifest["settings"],
+            "versions": manifest["versions"],
+            "run": read_json(bundle.path / RUN) if (bundle.path / RUN).exists() else {},
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise KQuantError(
+            f"{bundle.path / MANIFEST}: lacks or garbles {error}; the bundle is damaged, make it again"
+        ) from error
+
+
+def _layer(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    rows, columns = facts["shape"]
+    kept = facts["outcome"] == "kept"
+    return {
+        "name": name,
+        "shape": facts["shape"],
+        "weights": rows * columns,
+        "encoder": None if kept else facts["encoder"],
+        "bits": None if kept else facts["bits"],
+        "bits_per_weight": None if kept else _ratio(8 * facts["bytes"], rows * columns),
+        "relative_squared_error": facts["relative_error"] ** 2,
+        **{k: v for k, v in facts.items() if k not in ("shape", "bytes", "encoder", "bits")},
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -1,0 +1,82 @@
+"""A summary as rich tables: one row a layer, and the totals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def layer_table(summary: Mapping[str, Any]) -> Table:
+    """Shape, encoder, convergence, largest entries, error and bits of every layer."""
+    table = Table(title=f"Layers of {escape(summary['bundle'])}", title_justify="left", pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    for heading in ("shape", "encoder", "basis"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("steps", "|u|", "|v|", "rel. error", "bits"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("residual", no_wrap=True)
+    for layer in summary["layers"]:
+        table.add_row(
+            escape(layer["name"]),
+            "×".join(map(str, layer["shape"])),
+            layer["encoder"] or "[yellow]dense[/]",
+            layer["basis"] or "",
+            _steps(layer),
+            _number(layer["u_max"]),
+            _number(layer["v_max"]),
+            f"{layer['relative_error']:.4f}",
+            f"{layer['bits_per_weight']:.3f}" if layer["bits_per_weight"] else "",
+            drawing(layer["trace"]),
+        )
+    return table
+
+
+def totals_table(summary: Mapping[str, Any]) -> Table:
+    """What was encoded, in how many bits, with what error, and what did not converge."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    source, missed = summary["source"], summary["not_converged"]
+    revision = f" at {source['revision'][:12]}" if source["revision"] else ""
+    table.add_row("source", escape(f"{source['name']}{revision}"))
+    table.add_row(
+        "encoded",
+        f"{summary['encoded_weights']:,} of {summary['parameters']:,} parameters ({summary['encoded_share']:.1%})",
+    )
+    bits = f"{summary['bits_per_weight']:.3f} an encoded weight, {summary['bits_per_weight_model']:.3f} a parameter"
+    table.add_row("bits", bits)
+    sizes = f"{summary['source_bytes'] / 1e6:.2f} MB -> {summary['bytes'] / 1e6:.2f} MB"
+    table.add_row("size", f"{sizes}, {summary['ratio']:.2f} times smaller")
+    table.add_row("relative squared error", f"{summary['relative_squared_error']:.5f} (mean over encoded weights)")
+    if missed:
+        shown = ", ".join(missed[:4]) + (f" and {len(missed) - 4} more" if len(missed) > 4 else "")
+        table.add_row("not converged", f"[yellow]{len(missed)} of {len(summary['layers'])} layers: {escape(shown)}[/]")
+    for note in summary["notes"]:
+        table.add_row("note", f"[yellow]{escape(note)}[/]")
+    return table
+
+
+def drawing(trace: Sequence[float], width: int = 12) -> str:
+    """A trace of residuals on a logarithmic scale from 1 down to 1e-6, in `width` characters."""
+    if not trace:
+        return ""
+    width = min(width, len(trace))
+    picked = [trace[(i * (len(trace) - 1)) // max(1, width - 1)] for i in range(width)]
+    heights = [1 + math.log10(min(1.0, max(value, 1e-6))) / 6 for value in picked]
+    return "".join(BARS[round(height * (len(BARS) - 1))] for height in heights)
+
+
+def _steps(layer: Mapping[str, Any]) -> str:
+    if not layer["trace"]:
+        return ""
+    return f"{layer['iterations']}" if layer["converged"] else f"[yellow]{layer['iterations']}![/]"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Peak resident set of `kquant compress` on a checkpoint with the shapes of OPT-1.3B, made of random float16 weights.
+
+    python scripts/peak_memory.py [--layers 24 48] [--max-iter 2] [--json FILE]
+
+The checkpoint is written as a stream into a temporary folder (5.3 GB for 48 layers), compressed in a process of its own,
+and the peak that the run states in its run.json is printed: it should not grow with the number of layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from results import machine, write_results
+
+from kquant_cli.tensorfile import TensorFileWriter
+
+WIDTH, FEED_FORWARD, VOCABULARY, POSITIONS = 2048, 8192, 50272, 2050
+
+
+def write_checkpoint(folder: Path, layers: int) -> int:
+    """An OPT checkpoint of random weights; returns its bytes."""
+    block = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in ("q", "k", "v", "out")}
+    block |= {"fc1": (FEED_FORWARD, WIDTH), "fc2": (WIDTH, FEED_FORWARD)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.decoder.embed_tokens.weight": (VOCABULARY, WIDTH),
+        "model.decoder.embed_positions.weight": (POSITIONS, WIDTH),
+    }
+    for layer in range(layers):
+        shapes |= {f"model.decoder.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
+    generator = torch.Generator().manual_seed(0)
+    with TensorFileWriter(folder / "model.safetensors", [(n, torch.float16, s) for n, s in shapes.items()]) as file:
+        for name, shape in shapes.items():
+            file.write(name, torch.randn(shape, generator=generator).mul_(0.02).half())
+    config = {"model_type": "opt", "hidden_size": WIDTH, "ffn_dim": FEED_FORWARD, "num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": VOCABULARY, "dtype": "float16"}))
+    return (folder / "model.safetensors").stat().st_size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, nargs="+", default=[24, 48])
+    parser.add_argument("--max-iter", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows = []
+    for layers in args.layers:
+        with tempfile.TemporaryDirectory() as tmp:
+            source, bundle = Path(tmp) / "source", Path(tmp) / "bundle"
+            source.mkdir()
+            size = write_checkpoint(source, layers)
+            command = [sys.executable, "-m", "kquant_cli", "compress", str(source), "-o", str(bundle)]
+            subprocess.run([*command, "--max-iter", str(args.max_iter)], check=True, stdout=subprocess.DEVNULL)
+            run = json.loads((bundle / "run.json").read_text())
+        rows.append(
+            {
+                "layers": layers,
+                "checkpoint_gb": size / 1e9,
+                "peak_gb": run["peak_memory_bytes"] / 1e9,
+                "seconds": run["seconds"],
+                "max_iter": args.max_iter,
+            }
+        )
+        print(rows[-1], flush=True)
+    write_results(args.json, {"machine": machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""A damaged bundle is refused with one sentence that names the file or tensor."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kquant_cli import pipeline
+from kquant_cli.bundle import is_bundle, newest_bundle, open_bundle, write_dense
+from kquant_cli.checkpoint import open_checkpoint
+from kquant_cli.config import CompressConfig
+from kquant_cli.errors import KQuantError
+
+SHARD = "model-00001-of-00001.safetensors"
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_llama, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundle") / "whole"
+    pipeline.compress(pipeline.make_plan(open_checkpoint(tiny_llama), CompressConfig(max_iter=5)), out)
+    return out
+
+
+@pytest.fixture
+def bundle(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+def change_config(bundle: Path, change) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    change(config["quantization_config"])
+    (bundle / "config.json").write_text(json.dumps(config))
+    accept(bundle, "config.json")
+
+
+def change_tensors(bundle: Path, change) -> None:
+    tensors = load_file(bundle / SHARD)
+    change(tensors)
+    save_file(tensors, bundle / SHARD)
+    accept(bundle, SHARD)
+
+
+def accept(bundle: Path, file: str) -> None:
+    """Give the manifest the file's new size and hash: the damage must be found all the same."""
+    from hashlib import sha256
+
+    manifest = json.loads((bundle / "kquant.json").read_text())
+    data = (bundle / file).read_bytes()
+    manifest["files"][file] = {"size": len(data), "sha256": sha256(data).hexdigest()}
+    (bundle / "kquant.json").write_text(json.dumps(manifest))
+
+
+def test_whole_bundle_opens(bundle):
+    opened = open_bundle(bundle)
+    assert is_bundle(bundle)
+    assert len(opened.layouts) == 14
+    assert {name for name, _ in opened.tensors()} == {name for name, _, _ in opened.shapes()}
+    for name, dtype, shape in opened.shapes():
+        tensor = opened.tensor(name)
+        assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
+
+
+def test_dense_dtype_of_every_tensor(bundle, tmp_path):
+    write_dense(open_bundle(bundle), tmp_path / "dense", torch.bfloat16)
+    tensors = load_file(tmp_path / "dense" / SHARD)
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "dense" / "config.json").read_text())["dtype"] == "bfloat16"
+    with pytest.raises(KQuantError, match="exists already"):
+        write_dense(open_bundle(bundle), tmp_path / "dense")
+    write_dense(open_bundle(bundle), tmp_path / "dense", overwrite=True)
+    assert load_file(tmp_path / "dense" / SHARD)["model.norm.weight"].dtype == torch.float32
+
+
+def damage_newer(bundle):
+    change_config(bundle, lambda q: q.update(format_version=2))
+
+
+def damage_version(bundle):
+    change_config(bundle, lambda q: q.update(format_version="new"))
+
+
+def damage_modules(bundle):
+    change_config(bundle, lambda q: q["modules"]["model.layers.0.mlp.up_proj"].pop("levels"))
+
+
+def damage_unknown_part(bundle):
+    change_config(bundle, lambda q: q["modules"]["model.layers.0.mlp.up_proj"].update(colour=3))
+
+
+def damage_missing_tensor(bundle):
+    change_tensors(bundle, lambda t: t.pop("model.layers.1.mlp.up_proj.weight_codebook"))
+
+
+def damage_missing_everywhere(bundle):
+    damage_missing_tensor(bundle)
+    index = json.loads((bundle / "model.safetensors.index.json").read_text())
+    del index["weight_map"]["model.layers.1.mlp.up_proj.weight_codebook"]
+    (bundle / "model.safetensors.index.json").write_text(json.dumps(index))
+    accept(bundle, "model.safetensors.index.json")
+
+
+def damage_shape(bundle):
+    change_tensors(bundle, lambda t: t.update({"model.layers.1.mlp.up_proj.weight_codebook": torch.zeros(8, 2)}))
+
+
+def damage_truncated(bundle):
+    with (bundle / SHARD).open("r+b") as file:
+        file.truncate(2000)
+
+
+def damage_one_byte(bundle):
+    data = bytearray((bundle / SHARD).read_bytes())
+    data[-1] ^= 1
+    (bundle / SHARD).write_bytes(data)
+
+
+def damage_lost_file(bundle):
+    (bundle / SHARD).unlink()
+
+
+def damage_manifest(bundle):
+    (bundle / "kquant.json").write_text("{")
+
+
+def damage_no_manifest(bundle):
+    (bundle / "kquant.json").unlink()
+
+
+def damage_outside(bundle):
+    index = json.loads((bundle / "model.safetensors.index.json").read_text())
+    index["weight_map"]["x"] = "../elsewhere.safetensors"
+    (bundle / "model.safetensors.index.json").write_text(json.dumps(index))
+    accept(bundle, "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (damage_newer, "format 2, this kquant reads up to 1; upgrade"),
+        (damage_version, "format_version is 'new'"),
+        (damage_modules, "modules cannot be read"),
+        (damage_unknown_part, "modules cannot be read"),
+        (damage_missing_tensor, "has no tensor 'model.layers.1.mlp.up_proj.weight_codebook'"),
+        (damage_missing_everywhere, "expected the tensor model.layers.1.mlp.up_proj.weight_codebook"),
+        (damage_shape, "of shape [16, 2], found one of shape [8, 2]"),
+        (damage_truncated, "has 2000 bytes, expected"),
+        (damage_one_byte, "SHA-256"),
+        (damage_lost_file, "is missing from the bundle"),
+        (damage_manifest, "kquant.json: is not valid JSON"),
+        (damage_no_manifest, "kquant.json: cannot be read"),
+        (damage_outside, "names '../elsewhere.safetensors'"),
+    ],
+)
+def test_damage(bundle, damage, sentence):
+    damage(bundle)
+    with pytest.raises(KQuantError) as error:
+        open_bundle(bundle)
+    assert sentence in str(error.value)
+    assert str(bundle) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_newest(whole, tmp_path):
+    import os
+
+    with pytest.raises(KQuantError, match="there is no bundle under"):
+        newest_bundle(tmp_path / "bundles")
+    for age, name in enumerate(("c", "a", "b")):
+        shutil.copytree(whole, tmp_path / "bundles" / name)
+        os.utime(tmp_path / "bundles" / name / "kquant.json", (1000 - age, 1000 - age))
+    assert newest_bundle(tmp_path / "bundles").name == "c"
+
+
+def test_not_a_bundle(tiny_llama, tmp_path):
+    for folder in (tiny_llama, tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(KQuantError, match="is not a kquant bundle"):
+            open_bundle(folder)

@@ -1,0 +1,246 @@
+"""The commands as a user types them: compress, decompress, inspect, and their mistakes."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file
+
+import kquant_cli
+
+KQUANT = (sys.executable, "-m", "kquant_cli")
+QUICK = ("--max-iter", 8, "--bits", 3)
+
+
+@pytest.fixture
+def bundle(kquant, tiny_llama, tmp_path):
+    assert kquant("compress", tiny_llama, "-o", tmp_path / "b", *QUICK).code == 0
+    return tmp_path / "b"
+
+
+def test_compress_says_what_it_did(kquant, tiny_llama, tmp_path):
+    result = kquant("compress", tiny_llama, "-o", tmp_path / "b", *QUICK, "--json", tmp_path / "s.json")
+    assert result.code == 0
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert f"{summary['encoded_share']:.1%}" in result.out
+    assert f"{summary['bits_per_weight']:.3f}" in result.out
+    assert f"{summary['bits_per_weight_model']:.3f}" in result.out
+    assert "14 of 14 layers" in result.out  # not converged in 8 steps
+    assert result.err.count("8 iterations (not converged)") == 14
+    assert "M weights/s" in result.err
+
+
+def test_default_output_and_newest(kquant, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert kquant("inspect").code == 2
+    assert kquant("compress", tiny_llama, *QUICK).code == 0
+    assert (tmp_path / "bundles" / "tiny-llama-greedy-3bit" / "kquant.json").exists()
+    shown = kquant("inspect")
+    assert shown.code == 0
+    assert "newest bundle: bundles/tiny-llama-greedy-3bit" in shown.err
+
+
+def test_every_setting_reaches_the_bundle(kquant, tiny_llama, tmp_path):
+    flags = {
+        "encoder": "greedy", "bits": 2, "basis": "butterfly", "basis_count": 2, "rule": "alternating", "form": "vector",
+        "max_iter": 7, "tol": 0.001, "init": "peaks", "restarts": 2, "group_size": 64, "seed": 9,
+        "include": ["lm_head.weight"], "exclude": ["*.q_proj*"], "on_no_convergence": "kmeans:5",
+    }  # fmt: skip
+    args = []
+    for key, value in flags.items():
+        for item in value if isinstance(value, list) else [value]:
+            args += [f"--{key.replace('_', '-')}", item]
+    assert kquant("compress", tiny_llama, "-o", tmp_path / "b", *args).code == 0
+    settings = json.loads((tmp_path / "b" / "kquant.json").read_text())["settings"]
+    assert {key: settings[key] for key in flags} == flags
+
+
+def test_flags_override_the_file(kquant, tiny_llama, tmp_path):
+    (tmp_path / "c.yaml").write_text("bits: 5\nmax_iter: 4\n")
+    args = ("-o", tmp_path / "b", "--config", tmp_path / "c.yaml", "--bits", 2)
+    assert kquant("compress", tiny_llama, *args).code == 0
+    settings = json.loads((tmp_path / "b" / "kquant.json").read_text())["settings"]
+    assert (settings["bits"], settings["max_iter"]) == (2, 4)
+
+
+def test_dry_run_writes_nothing_and_is_right(kquant, tiny_llama, tmp_path):
+    plan = kquant("compress", tiny_llama, "-o", tmp_path / "b", *QUICK, "--dry-run", "--json", tmp_path / "plan.json")
+    assert plan.code == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    estimated = json.loads((tmp_path / "plan.json").read_text())["estimated_bytes"]
+    assert kquant("compress", tiny_llama, "-o", tmp_path / "b", *QUICK).code == 0
+    tensors = load_file(tmp_path / "b" / "model-00001-of-00001.safetensors")
+    assert estimated == sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def test_second_run_is_a_no_op(kquant, tiny_llama, bundle):
+    again = kquant("compress", tiny_llama, "-o", bundle, *QUICK)
+    assert again.code == 0
+    assert "nothing to do" in again.err
+    other = kquant("compress", tiny_llama, "-o", bundle, "--bits", 2)
+    assert other.code == 2
+    assert "--overwrite" in other.err
+    assert kquant("compress", tiny_llama, "-o", bundle, "--bits", 2, "--overwrite").code == 0
+
+
+def test_inspect(kquant, bundle, tmp_path):
+    shown = kquant("inspect", bundle, "--json", tmp_path / "i.json")
+    assert shown.code == 0
+    values = json.loads((tmp_path / "i.json").read_text())
+    stored = load_file(bundle / "model-00001-of-00001.safetensors")
+    ours = {name: t for name, t in stored.items() if ".weight_" in name}
+    weights = sum(layer["weights"] for layer in values["layers"])
+    size = {True: 0, False: 0}
+    for name, tensor in stored.items():
+        size[name in ours] += tensor.numel() * tensor.element_size()
+    assert values["bits_per_weight"] == pytest.approx(8 * size[True] / weights)
+    dense = sum(t.numel() for name, t in stored.items() if name not in ours)
+    assert values["bits_per_weight_model"] == pytest.approx(8 * sum(size.values()) / (weights + dense))
+    assert values["encoded_share"] == pytest.approx(weights / (weights + dense))
+    assert values["ratio"] == pytest.approx(4 * (weights + dense) / sum(size.values()))
+    for layer in values["layers"]:
+        assert layer["relative_squared_error"] == pytest.approx(layer["relative_error"] ** 2)
+        assert len(layer["trace"]) == layer["iterations"] == 8
+        assert f"{layer['relative_error']:.4f}" in shown.out
+        assert layer["name"].rpartition(".")[2] in shown.out
+    assert values["not_converged"] == [layer["name"] for layer in values["layers"]]
+
+
+def test_inspect_states_the_real_error(kquant, bundle, tiny_llama, tmp_path):
+    kquant("inspect", bundle, "--json", tmp_path / "i.json")
+    kquant("decompress", bundle, "-o", tmp_path / "dense")
+    source, dense = (load_file(next(p.glob("*.safetensors"))) for p in (tiny_llama, tmp_path / "dense"))
+    for layer in json.loads((tmp_path / "i.json").read_text())["layers"]:
+        weight = source[f"{layer['name']}.weight"]
+        error = float((dense[f"{layer['name']}.weight"] - weight).norm() / weight.norm())
+        assert layer["relative_error"] == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_decompress_loads_without_kquant(kquant, bundle, tmp_path, dtype):
+    assert kquant("decompress", bundle, "-o", tmp_path / "dense", "--dtype", dtype).code == 0
+    code = (
+        "import sys; sys.modules['kquant_cli'] = None; import transformers\n"
+        f"m = transformers.AutoModelForCausalLM.from_pretrained({str(tmp_path / 'dense')!r})\nprint(m.dtype)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"torch.{dtype}"
+    assert "MISSING" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("compress", "{tmp}/nowhere"), "nowhere"),
+        (("compress", "{tmp}"), "config.json"),
+        (("compress", "some-org/some-model"), "some-org/some-model"),
+        (("compress", "{model}", "--bits", "9"), "`bits` is 9, expected less than or equal to 8"),
+        (("compress", "{model}", "--bits", "0"), "`bits` is 0"),
+        (("compress", "{model}", "--encoder", "gredy"), "did you mean `greedy`?"),
+        (("compress", "{model}", "--basis", "hadamrd"), "did you mean `hadamard`"),
+        (("compress", "{model}", "--config", "{tmp}/none.yaml"), "none.yaml"),
+        (("compress", "{model}", "--device", "tpu"), "'tpu'"),
+        (("compress", "{model}", "--exclude", "*.q_prj*"), "*.q_prj*"),
+        (("decompress", "{tmp}/nowhere", "-o", "{tmp}/d"), "is not a kquant bundle"),
+        (("inspect", "{model}"), "is not a kquant bundle"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_2(kquant, tiny_llama, tmp_path, args, sentence):
+    result = kquant(
+        *(a.format(tmp=tmp_path, model=tiny_llama) for a in args), *(["-o", tmp_path / "b"] * (args[0] == "compress"))
+    )
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert sentence in result.err
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_version_are_light():
+    """No torch, no transformers: `--help` of every command answers at once; each has an example."""
+    code = (
+        "import sys; from kquant_cli.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'sklearn', 'scipy', 'datasets', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    for args in ([], ["compress"], ["decompress"], ["inspect"], ["eval"], ["demo"]):
+        done = subprocess.run([sys.executable, "-c", code, *args, "--help"], capture_output=True, text=True, check=True)
+        assert "Example" in done.stdout
+    done = subprocess.run([*KQUANT, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"kquant {kquant_cli.__version__}"
+
+
+def test_live_display_on_a_terminal(tiny_llama, tmp_path):
+    """Through a pseudo-terminal: a bar with layer, shape and rate, and the finished layers above it."""
+    command = [
+        sys.executable,
+        "-m",
+        "kquant_cli",
+        "compress",
+        str(tiny_llama),
+        "-o",
+        str(tmp_path / "b"),
+        "--max-iter",
+        "3",
+    ]
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+    process = subprocess.Popen(command, stdout=follower, stderr=follower, env=environment)
+    os.close(follower)
+    shown, deadline = b"", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:
+            break
+        shown += part
+    assert process.wait() == 0
+    text = shown.decode()
+    assert "━" in text
+    assert "model.layers.1.self_attn.v_proj" in text
+    assert "M weights/s" in text
+
+
+def test_interrupt_from_outside_and_go_on(tmp_path):
+    """Ctrl-C in the middle: code 130, no bundle, and the same command finishes it with the finished layers taken up."""
+    source = tiny_models.make("llama", tmp_path / "source", num_hidden_layers=6)
+    command = [
+        sys.executable,
+        "-m",
+        "kquant_cli",
+        "compress",
+        str(source),
+        "-o",
+        str(tmp_path / "b"),
+        "--max-iter",
+        "400",
+    ]
+    command += ["--tol", "0", "--form", "vector"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(2)
+    rest = process.stderr.read()
+    assert process.wait() != 0
+    assert "Traceback" not in rest
+    assert not (tmp_path / "b").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "taken up from an earlier run" in done.stderr
+    assert (tmp_path / "b" / "kquant.json").exists()
+
+
+def test_exotic_source_dtype(kquant, tmp_path):
+    source = tiny_models.make("llama", tmp_path / "half", save_dtype=torch.bfloat16)
+    assert kquant("compress", source, "-o", tmp_path / "b", *QUICK).code == 0
+    assert kquant("decompress", tmp_path / "b", "-o", tmp_path / "dense").code == 0
+    tensors = load_file(Path(next((tmp_path / "dense").glob("*.safetensors"))))
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}

@@ -1,0 +1,45 @@
+"""Fixtures that several rooms use."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a hub
+os.environ.setdefault("COLUMNS", "160")
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command printed and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def kquant(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the command line in this process: kquant("compress", folder, "--bits", 4)."""
+    from kquant_cli.cli import main
+
+    def run(*args: object) -> Outcome:
+        capsys.readouterr()
+        try:
+            main([str(arg) for arg in args])
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama checkpoint; tests must not change it."""
+    return tiny_models.make("llama", tmp_path_factory.mktemp("llama") / "tiny-llama")

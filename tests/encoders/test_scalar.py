@@ -1,0 +1,70 @@
+"""The baselines against their textbook definitions."""
+
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from kquant_cli.config import EncoderConfig
+from kquant_cli.encoders import encode
+
+
+def gaussian(rows=24, columns=300, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_uniform_groups_by_hand(bits):
+    """Round to nearest in groups of 128, the last one of 44 columns, with float16 scales."""
+    weight = gaussian()
+    encoded = encode(weight, EncoderConfig(encoder="uniform", bits=bits))
+    expected = torch.empty_like(weight)
+    for row in range(24):
+        for begin in (0, 128, 256):
+            part = weight[row, begin : begin + 128]
+            scale = (part.abs().max() * 2 / (2**bits - 1)).half().float()
+            levels = (part / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+            expected[row, begin : begin + 128] = levels * scale
+    assert encoded.scale.shape == (24, 3)
+    assert encoded.scale.dtype == torch.float16
+    assert torch.allclose(encoded.decode(), expected, atol=1e-6)
+
+
+def test_uniform_one_bit_is_sign_times_mean():
+    weight = gaussian(4, 200)
+    expected = torch.cat([p.sign() * p.abs().mean(1, keepdim=True) for p in weight.split(128, dim=1)], dim=1)
+    assert torch.allclose(encode(weight, EncoderConfig(encoder="uniform", bits=1)).decode(), expected, atol=1e-3)
+
+
+def test_uniform_per_tensor_spans_the_range():
+    weight = gaussian() + 3
+    encoded = encode(weight, EncoderConfig(encoder="uniform", bits=3, group_size=0))
+    step = float(weight.max() - weight.min()) / 7
+    expected = weight.min() + ((weight - weight.min()) / step).round() * step
+    assert torch.allclose(encoded.decode(), expected, atol=1e-5)
+    assert encoded.scale is None
+
+
+def test_scales_that_float16_cannot_hold():
+    for factor in (1e6, 1e-7):
+        weight = gaussian(4, 64) * factor
+        encoded = encode(weight, EncoderConfig(encoder="uniform", bits=8))
+        assert encoded.scale.dtype == torch.float32
+        assert encoded.record.relative_error < 0.01
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8])
+def test_kmeans_has_scikit_learns_inertia(bits):
+    weight = gaussian()
+    encoded = encode(weight, EncoderConfig(encoder="kmeans", bits=bits))
+    points = weight.reshape(-1, 1).numpy()
+    start = torch.linspace(float(weight.min()), float(weight.max()), 2**bits).reshape(-1, 1).numpy()
+    reference = KMeans(2**bits, init=start, n_init=1, max_iter=300, tol=5e-6).fit(points)
+    inertia = float((encoded.decode() - weight).square().sum())
+    assert inertia == pytest.approx(reference.inertia_, rel=2e-2 if bits == 8 else 2e-3)
+    assert encoded.codebook.shape == (2**bits, 1)
+
+
+def test_zero_group():
+    weight = gaussian()
+    weight[:, :128] = 0
+    assert torch.equal(encode(weight, EncoderConfig(encoder="uniform")).decode()[:, :128], torch.zeros(24, 128))

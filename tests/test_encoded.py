@@ -1,0 +1,92 @@
+"""Decoding against the formula written out with dense float64 matrices."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kquant_cli.bases import BasisSpec
+from kquant_cli.encoded import EncodedMatrix, Frame, Layout
+
+ROWS, COLUMNS, LEVELS = 12, 20, 5
+
+
+@pytest.fixture
+def matrix() -> EncodedMatrix:
+    """Every part there: four bases, a scale a row and group, column and channel scales."""
+    draw = torch.Generator().manual_seed(0)
+    layout = Layout(
+        shape=(ROWS, COLUMNS),
+        levels=LEVELS,
+        frame=Frame(
+            BasisSpec("qr", ROWS, 1),
+            BasisSpec("signed_hadamard", COLUMNS, 2),
+            BasisSpec("butterfly", ROWS, 3, {"count": 2}),
+            BasisSpec("signed_dct", COLUMNS, 4),
+        ),
+        scale=(ROWS, 3),
+        group=8,
+        col_scale=True,
+        channel_scale=True,
+        transposed=True,
+        dtype="float16",
+    )
+    return EncodedMatrix(
+        layout,
+        torch.randint(LEVELS, (ROWS, COLUMNS), generator=draw).to(torch.uint8),
+        torch.randn(LEVELS, 2, generator=draw),
+        scale=torch.rand(ROWS, 3, generator=draw) + 0.5,
+        col_scale=torch.rand(COLUMNS, generator=draw) + 0.5,
+        channel_scale=torch.rand(COLUMNS, generator=draw) + 0.5,
+    )
+
+
+def by_the_formula(m: EncodedMatrix) -> torch.Tensor:
+    frame, codes = m.layout.frame, m.codes.long()
+    weight = torch.zeros(ROWS, COLUMNS, dtype=torch.float64)
+    for column, left, right in ((0, frame.left_u, frame.right_u), (1, frame.left_v, frame.right_v)):
+        term = m.codebook.double()[codes, column] @ torch.diag(m.col_scale.double())
+        weight += left.make().dense() @ term @ right.make().dense().T
+    scale = torch.empty_like(weight)
+    for j in range(COLUMNS):
+        scale[:, j] = m.scale[:, j // 8].double()
+    return scale * weight @ torch.diag(1 / m.channel_scale.double())
+
+
+def test_decode_is_the_formula(matrix):
+    expected = by_the_formula(matrix)
+    assert torch.allclose(matrix.decode(torch.float64), expected, rtol=0, atol=1e-12)
+    assert torch.allclose(matrix.decode(), expected.float(), rtol=0, atol=1e-5)
+    assert matrix.decode(torch.float16).dtype == torch.float16
+
+
+def test_paper_form(matrix):
+    layout = replace(matrix.layout, frame=Frame(left_v=BasisSpec("dct", ROWS), right_v=BasisSpec("dct", COLUMNS)))
+    layout = replace(layout, scale=(1, 1), group=0, col_scale=False, channel_scale=False)
+    paper = EncodedMatrix(layout, matrix.codes, matrix.codebook, scale=torch.tensor([[3.0]]))
+    u, v = (matrix.codebook.double()[matrix.codes.long(), k] for k in (0, 1))
+    q1, q2 = BasisSpec("dct", ROWS).make().dense(), BasisSpec("dct", COLUMNS).make().dense()
+    assert torch.allclose(paper.decode(torch.float64), 3 * (u + q1 @ v @ q2.T), atol=1e-12)
+
+
+def test_tensors_and_layout_round_trip(matrix):
+    layout = Layout.from_dict(json.loads(json.dumps(matrix.layout.to_dict())))
+    assert layout == matrix.layout
+    tensors = matrix.to_tensors()
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == layout.tensor_shapes()
+    again = EncodedMatrix.from_tensors(layout, tensors)
+    assert torch.equal(again.decode(torch.float64), matrix.decode(torch.float64))
+
+
+def test_stored_bits_are_counted(matrix):
+    stored = sum(t.numel() * t.element_size() for t in matrix.to_tensors().values())
+    assert matrix.bits_per_weight == 8 * stored / (ROWS * COLUMNS)
+
+
+def test_damage_is_named(matrix):
+    tensors = matrix.to_tensors()
+    with pytest.raises(ValueError, match="weight_codebook: expected shape"):
+        EncodedMatrix.from_tensors(matrix.layout, {**tensors, "weight_codebook": torch.zeros(4, 2)})
+    with pytest.raises(ValueError, match=r"weight_scale: .* found nothing"):
+        EncodedMatrix.from_tensors(matrix.layout, {k: t for k, t in tensors.items() if k != "weight_scale"})
