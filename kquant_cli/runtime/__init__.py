@@ -1,0 +1,5 @@
+"""Models that run: a dense checkpoint, or a bundle decoded into a dense model."""
+
+from kquant_cli.runtime.loading import LoadedModel, load_model
+
+__all__ = ["LoadedModel", "load_model"]

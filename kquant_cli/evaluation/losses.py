@@ -1,0 +1,69 @@
+"""The loss of each next-token prediction, without ever holding the logits of a whole batch where that can be avoided.
+
+The logits of 2048 positions over 50,000 tokens are 400 MB in float32. Most architectures compute them as
+head(backbone(tokens)), position by position; then a few hundred positions at a time do. Some do more to them (soft
+caps, scales): so head(backbone(tokens)) is tried once on a few tokens, and where it differs the model's own are used.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import transformers
+from torch.nn import functional
+
+POSITIONS: Final = 256  # of which logits are held in float32 at a time
+LOGIT_BYTES: Final = 256 * 2**20  # for the logits of a batch, where they are all held at once
+BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 16384}
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """How to compute one model's losses, and on how many windows at once."""
+
+    model: transformers.PreTrainedModel
+    in_pieces: bool  # the logits are head(backbone(tokens))
+
+    @classmethod
+    def of(cls, model: transformers.PreTrainedModel) -> "TokenLosses":
+        """Try on a few tokens whether head(backbone(tokens)) gives the model's own logits, bit for bit."""
+        head: Any = model.get_output_embeddings()
+        backbone: Any = model.base_model
+        if head is None or backbone is model:
+            return cls(model, in_pieces=False)
+        tokens = torch.arange(8, device=model.device).remainder(vocabulary(model))[None]
+        hidden = getattr(backbone(input_ids=tokens, use_cache=False), "last_hidden_state", None)
+        same = hidden is not None and torch.equal(head(hidden), model(input_ids=tokens, use_cache=False).logits)
+        return cls(model, in_pieces=same)
+
+    def batch_size(self, length: int) -> int:
+        """How many windows of `length` tokens go through the model at once."""
+        tokens = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
+        if not self.in_pieces:
+            tokens = min(tokens, LOGIT_BYTES // (4 * vocabulary(self.model)))
+        return max(1, tokens // length)
+
+    def __call__(self, tokens: torch.Tensor, predictions: int) -> torch.Tensor:
+        """The losses (batch, predictions) of the last `predictions` next-token predictions of `tokens` (batch, length).
+
+        In nats, computed in float32 (float64 for a float64 model).
+        """
+        model: Any = self.model
+        if self.in_pieces:
+            features = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        else:
+            features = model(input_ids=tokens, use_cache=False).logits
+        positions = features[:, -1 - predictions : -1].flatten(0, 1)
+        targets = tokens[:, -predictions:].flatten()
+        losses = []
+        for piece, target in zip(positions.split(POSITIONS), targets.split(POSITIONS), strict=True):
+            logits = model.get_output_embeddings()(piece) if self.in_pieces else piece
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            losses.append(functional.cross_entropy(logits, target.to(logits.device), reduction="none"))
+        return torch.cat(losses).view(len(tokens), predictions)
+
+
+def vocabulary(model: transformers.PreTrainedModel) -> int:
+    """How many tokens the model has embeddings for."""
+    embeddings: Any = model.get_input_embeddings()
+    return embeddings.weight.shape[0]

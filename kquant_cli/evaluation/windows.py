@@ -1,0 +1,104 @@
+"""How a text is cut into windows: the two protocols under which language models' perplexities are published.
+
+With L_w the mean loss of window w over the predictions that count, and T_w the number of its tokens that are new,
+
+    perplexity = exp(sum_w T_w L_w / sum_w T_w)                    sum_w T_w = the end of the last window
+
+gptq    windows of `seqlen` tokens without overlap, the tail dropped (arXiv 2210.17323, its code): T_w = seqlen, so this
+        is the mean over the seqlen - 1 predictions of each window, a window's first token being predicted by nothing.
+stride  each window starts `stride` tokens after the one before and counts only the tokens that are new (the loop of
+        arXiv 2404.09737's code, and of transformers' page on fixed-length models); the last window may be shorter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from kquant_cli.errors import KQuantError
+
+PROTOCOLS: Final = ("gptq", "stride")
+GPTQ_WINDOW: Final = 2048
+DEFAULT_STRIDE: Final = 512
+# The names that configs give to the longest input, most common first.
+MAXIMUM_NAMES: Final = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens [begin, end) of the text, of which the last `scored` are new."""
+
+    begin: int
+    end: int
+    scored: int
+
+    @property
+    def predictions(self) -> int:
+        """How many of the new tokens are predicted: the window's first has nothing before it."""
+        return min(self.scored, self.end - self.begin - 1)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol with its lengths settled for one model, in tokens."""
+
+    name: Literal["gptq", "stride"]
+    seqlen: int
+    stride: int
+
+    def windows(self, tokens: int) -> list[Window]:
+        """All windows of a text of that many tokens."""
+        if self.name == "gptq":
+            return [Window(i * self.seqlen, (i + 1) * self.seqlen, self.seqlen) for i in range(tokens // self.seqlen)]
+        found: list[Window] = []
+        begin = end = 0
+        while end < tokens:
+            previous, end = end, min(begin + self.seqlen, tokens)
+            found.append(Window(begin, end, end - previous))
+            begin += self.stride
+        # Windows that do not overlap may leave one last token, which nothing predicts.
+        return found if found and found[-1].predictions else found[:-1]
+
+    def sentence(self) -> str:
+        """The protocol in words."""
+        if self.name == "gptq":
+            return f"gptq protocol: windows of {self.seqlen} tokens without overlap, tail dropped"
+        return f"stride protocol: windows of {self.seqlen} tokens every {self.stride}, only new tokens counted"
+
+
+def settle(name: str, seqlen: int | None, stride: int | None, maximum: int | None) -> Protocol:
+    """The protocol `name` for a model that takes at most `maximum` tokens (None: not known); refuses what cannot be.
+
+    Without `seqlen`, gptq takes 2048 or the maximum, whichever is smaller, and stride takes the maximum.
+    """
+    if name not in PROTOCOLS:
+        raise KQuantError(f"protocol {name!r} is not known: use {' or '.join(PROTOCOLS)}")
+    if seqlen is None:
+        limit = GPTQ_WINDOW if maximum is None else maximum
+        seqlen = min(limit, GPTQ_WINDOW) if name == "gptq" else limit
+    if seqlen < 2:
+        raise KQuantError(f"a window of {seqlen} tokens predicts nothing: give --seqlen 2 or more")
+    if maximum is not None and seqlen > maximum:
+        raise KQuantError(f"--seqlen {seqlen} is longer than the model's maximum of {maximum} tokens: give less")
+    if name == "gptq":
+        if stride is not None:
+            raise KQuantError("--stride belongs to --protocol stride; gptq's windows do not overlap: leave it out")
+        return Protocol("gptq", seqlen, seqlen)
+    if stride is None:
+        stride = min(DEFAULT_STRIDE, seqlen)
+    if not 1 <= stride <= seqlen:
+        raise KQuantError(f"--stride {stride} must be from 1 to the window of {seqlen} tokens")
+    return Protocol("stride", seqlen, stride)
+
+
+def select(windows: Sequence[Window], limit: int | None) -> Sequence[Window]:
+    """The first `limit` windows (None: all)."""
+    if limit is not None and limit < 1:
+        raise KQuantError(f"--limit {limit} leaves no window: give 1 or more")
+    return windows if limit is None else windows[:limit]
+
+
+def maximum_window(config: Any) -> int | None:
+    """The longest input that a model's config allows, or None where it sets no bound."""
+    text_config = config.get_text_config()
+    found = (getattr(text_config, name, None) for name in MAXIMUM_NAMES)
+    return next((length for length in found if isinstance(length, int) and length > 0), None)

@@ -1,0 +1,46 @@
+"""A bundle as an ordinary dense model: its tensors decoded and handed to transformers under their names on disk.
+
+transformers itself maps the names on disk to modules (prefixes, fused experts, tied weights), exactly as it does for
+the source checkpoint, so that the twin differs from the source in the encoded weights alone.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+import transformers
+
+from kquant_cli.bundle import Bundle
+
+
+def load_dense_twin(
+    bundle: Bundle, auto_class: str, device: torch.device, dtype: torch.dtype | str
+) -> tuple[transformers.PreTrainedModel, Collection[str]]:
+    """The dense model of `bundle` under `auto_class`, and the names of the tensors that it lacks.
+
+    `dtype` "auto" is the dtype of the source checkpoint.
+    """
+    config = dense_config(bundle)
+    decoded = dict(bundle.tensors(dtype if isinstance(dtype, torch.dtype) else None))
+    # The auto classes take no state dict without a path; the class that they choose does.
+    with torch.device("meta"):
+        model_class: Any = type(getattr(transformers, auto_class).from_config(config))
+    model, info = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=decoded,
+        dtype=dtype,
+        device_map=None if device.type == "cpu" else {"": device},
+        output_loading_info=True,
+    )
+    if (bundle.path / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(bundle.path)
+    return model, info["missing_keys"]
+
+
+def dense_config(bundle: Bundle) -> transformers.PreTrainedConfig:
+    """The source checkpoint's config: the bundle's, without the part that says how its weights are encoded."""
+    config = transformers.AutoConfig.from_pretrained(bundle.path)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config

@@ -1,0 +1,135 @@
+"""`kquant eval` from the outside: what it prints, writes and refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_text_models
+import typer
+from typer.testing import CliRunner
+
+from kquant_cli.cli.evaluate import evaluate
+from kquant_cli.errors import KQuantError
+from kquant_cli.evaluation import EvalOptions, perplexity
+from kquant_cli.evaluation.texts import text_file
+from kquant_cli.runtime import load_model
+
+KQuant = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_text_models.make(tmp_path_factory.mktemp("eval") / "tiny-opt")
+
+
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("eval") / "prose.txt"
+    path.write_text(tiny_text_models.text(), encoding="utf-8")
+    return path
+
+
+def test_the_printed_number_is_the_perplexity(kquant: KQuant, model: Path, prose: Path, tmp_path: Path) -> None:
+    written = tmp_path / "results.json"
+    run = kquant("eval", model, "--task", "text,wikitext2", "--data", prose, "--json", written, "--device", "cpu")
+    assert run.code == 0, run.err
+    first, second = json.loads(written.read_text())["results"]
+    expected = perplexity(load_model(model, device="cpu"), text_file(prose, "text"), EvalOptions())
+    assert first["perplexity"] == pytest.approx(expected.perplexity, rel=1e-6)
+    assert f"{expected.perplexity:.2f}" in run.out
+    assert (first["task"], second["task"]) == ("text", "wikitext2")
+    assert first["text_sha256"] == expected.text_sha256 != second["text_sha256"]
+    assert first["text"] == f"{prose}, verbatim"
+    assert (first["model"], first["model_kind"], first["protocol"]) == (str(model), "dense", "gptq")
+    assert (first["seqlen"], first["windows"], first["tokens"]) == (64, expected.windows, expected.tokens)
+    assert {"kquant_cli", "torch", "transformers"} == set(first["versions"])
+    assert "text: gptq protocol: windows of 64 tokens without overlap, tail dropped" in run.out
+    assert "float32 on cpu" in run.out
+
+
+def test_options_reach_the_protocol(kquant: KQuant, model: Path, prose: Path, tmp_path: Path) -> None:
+    written = tmp_path / "results.json"
+    options = ("--protocol", "stride", "--seqlen", 50, "--stride", 20, "--limit", 3, "--dtype", "float64")
+    run = kquant("eval", model, "--task", "text", "--data", prose, "--json", written, "--device", "cpu", *options)
+    assert run.code == 0, run.err
+    (result,) = json.loads(written.read_text())["results"]
+    loaded = load_model(model, device="cpu", dtype="float64")
+    same = EvalOptions(protocol="stride", seqlen=50, stride=20, limit=3)
+    expected = perplexity(loaded, text_file(prose, "text"), same)
+    assert result["perplexity"] == pytest.approx(expected.perplexity, rel=1e-12)
+    assert (result["windows"], result["tokens"], result["dtype"]) == (3, 89, "float64")
+    assert "windows of 50 tokens every 20" in run.out
+
+
+def test_demo_needs_no_data(kquant: KQuant, model: Path) -> None:
+    run = kquant("eval", model, "--task", "demo", "--limit", 2, "--device", "cpu")
+    assert run.code == 0, run.err
+    assert "the demo text of kquant_cli" in run.out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--task", "wikitxt2"), "did you mean wikitext2"),
+        (("--task", "text"), "--data FILE"),
+        (("--task", "text", "--data", "absent.txt"), "absent.txt cannot be read"),
+        (("--task", "demo", "--protocol", "stride", "--seqlen", 32, "--stride", 33), "--stride 33 must be from 1 to"),
+        (("--task", "demo", "--seqlen", 65), "longer than the model's maximum of 64"),
+        (("--task", "demo", "--protocol", "words"), "use gptq or stride"),
+        (("--task", "demo", "--limit", 0), "--limit 0"),
+        (("--task", "demo", "--dtype", "int3"), "dtype 'int3' is not known"),
+        (("--task", "demo", "--json", "no/such/folder/r.json"), "there is no folder no/such/folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    kquant: KQuant, model: Path, options: tuple[object, ...], says: str
+) -> None:
+    run = kquant("eval", model, "--device", "cpu", *options)
+    assert run.code == 2
+    assert says in run.err
+    assert run.out == ""
+    assert len(run.err.strip().splitlines()) == 1
+
+
+def test_a_text_shorter_than_one_window(kquant: KQuant, model: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("ka shin", encoding="utf-8")
+    run = kquant("eval", model, "--task", "text", "--data", short, "--device", "cpu")
+    assert run.code == 2
+    assert "fewer than one window of 64" in run.err
+
+
+def test_without_an_argument_the_newest_bundle_is_taken_and_named(
+    monkeypatch: pytest.MonkeyPatch, kquant: KQuant, model: Path, prose: Path, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = kquant("eval", "--task", "text", "--data", prose)
+    assert run.code == 2
+    assert "no bundle under bundles" in run.err
+    monkeypatch.setattr("kquant_cli.bundle.newest_bundle", lambda folder: model if folder == Path("bundles") else None)
+    run = kquant("eval", "--task", "text", "--data", prose, "--limit", 1, "--device", "cpu")
+    assert run.code == 0, run.err
+    assert f"{model}, the newest bundle" in run.err
+
+
+def test_offline_wikitext2_says_what_to_get(model: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(model.parent / "empty")}
+    command = [sys.executable, "-m", "kquant_cli", "eval", str(model), "--task", "wikitext2"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "pass it as --data wiki.test.raw" in " ".join(run.stderr.split())
+    assert "Traceback" not in run.stderr
+
+
+def test_help_gives_examples() -> None:
+    app = typer.Typer()
+    app.command("eval")(evaluate)
+    run = CliRunner().invoke(app, ["--help"])
+    assert run.exit_code == 0
+    assert "kquant eval --task wikitext2" in run.output
+    assert isinstance(CliRunner().invoke(app, ["x", "--task", "y"]).exception, KQuantError)
