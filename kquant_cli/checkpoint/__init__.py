@@ -1,0 +1,14 @@
+"""Where the tensors of a Hugging Face checkpoint are (hub or folder), and which are encoded; one is read at a time.
+
+checkpoint = open_checkpoint("facebook/opt-1.3b")
+for matrix in select_matrices(checkpoint, include=(), exclude=()).matrices:
+    weight = checkpoint.read(matrix.tensor)
+
+Names and shapes decide, not model classes: nothing here imports transformers.
+"""
+
+from kquant_cli.checkpoint.opening import Checkpoint, open_checkpoint
+from kquant_cli.checkpoint.rules import Matrix, Selection, select_matrices
+from kquant_cli.checkpoint.tensors import TensorLike
+
+__all__ = ["Checkpoint", "Matrix", "Selection", "TensorLike", "open_checkpoint", "select_matrices"]
