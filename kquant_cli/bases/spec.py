@@ -87,7 +87,8 @@ def make_basis(kind: str, size: int, seed: int = 0, **options: int) -> Basis:
 
     Raises KQuantError for an unknown kind, option or impossible value, or a size of which the kind has no basis.
     """
-    return BASES[kind](BasisSpec(kind, size, seed, options))
+    spec = BasisSpec(kind, size, seed, options)
+    return BASES[spec.kind](spec)
 
 
 def _is_whole(value: object) -> bool:
