@@ -185,6 +185,17 @@ def test_gpt2_names_without_a_prefix_and_a_linear_stack_beside_it(tmp_path):
     }
 
 
+def test_a_square_attention_matrix_is_no_sign_of_conv1d(tmp_path):
+    """Its bias fits both sizes; GPT-2's own is never square."""
+    tensors = {
+        "h.0.attn.c_attn.weight": torch.ones(4, 4),
+        "h.0.attn.c_attn.bias": torch.ones(4),
+        "h.0.mlp.c_fc.weight": torch.ones(16, 4),
+    }
+    selection = select_matrices(open_checkpoint(folder_of(tmp_path / "m", tensors)))
+    assert {(matrix.shape, matrix.transposed) for matrix in selection.matrices} == {((4, 4), False), ((16, 4), False)}
+
+
 def test_stacked_experts_stay_dense_and_the_note_states_their_share(tmp_path):
     tensors = {
         "model.layers.0.self_attn.q_proj.weight": torch.ones(10, 10),
