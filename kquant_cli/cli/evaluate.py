@@ -90,7 +90,7 @@ def _newest_bundle() -> str:
     from kquant_cli.bundle import newest_bundle
 
     path = newest_bundle(Path("bundles"))
-    log.print(f"Evaluating {path}, the newest bundle.", highlight=False)
+    log.print(f"Evaluating {path}, the newest bundle.", highlight=False, markup=False, soft_wrap=True)
     return str(path)
 
 
@@ -131,22 +131,18 @@ class _PlainProgress:
 
 
 def _print(results: "list[PerplexityResult]") -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    table = Table("task", "model", *(_right(name) for name in ("perplexity", "tokens", "windows", "seconds")))
+    numbers = (Column(name, justify="right", no_wrap=True) for name in ("perplexity", "tokens", "windows", "seconds"))
+    table = Table("task", Column("model", overflow="fold"), *numbers)
     for result in results:
         number = f"{result.perplexity:.4f}" if result.perplexity < 1e5 else f"{result.perplexity:.4e}"
         counts = (f"{result.tokens:,}", f"{result.windows:,}", f"{result.seconds:.1f}")
-        table.add_row(result.task, f"{Path(result.model).name} ({result.model_kind})", number, *counts)
+        table.add_row(result.task, Text(f"{Path(result.model).name} ({result.model_kind})"), number, *counts)
     console.print(table)
     for result in results:
         console.print(result.sentence(), highlight=False, soft_wrap=True, markup=False)
-
-
-def _right(name: str) -> Any:
-    from rich.table import Column
-
-    return Column(name, justify="right", no_wrap=True)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 POSITIONS: Final = 256  # of which logits are held in float32 at a time
 LOGIT_BYTES: Final = 256 * 2**20  # for the logits of a batch, where they are all held at once
-BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 16384}
+BATCH_TOKENS: Final = {"cpu": 1024, "cuda": 16384}
 
 
 @dataclass(frozen=True)

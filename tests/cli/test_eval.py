@@ -66,6 +66,15 @@ def test_options_reach_the_protocol(kquant: KQuant, model: Path, prose: Path, tm
     assert "windows of 50 tokens every 20" in run.out
 
 
+def test_progress_is_plain_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, kquant: KQuant, model: Path, prose: Path
+) -> None:
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "LINE_SECONDS", 0.0)
+    run = kquant("eval", model, "--task", "text", "--data", prose, "--limit", 3, "--device", "cpu")
+    assert "text: 3 of 3 windows, 0 s left" in run.err
+    assert "\x1b" not in run.err
+
+
 def test_demo_needs_no_data(kquant: KQuant, model: Path) -> None:
     run = kquant("eval", model, "--task", "demo", "--limit", 2, "--device", "cpu")
     assert run.code == 0, run.err
