@@ -100,12 +100,14 @@ def build(arch: str, **overrides: Any) -> transformers.PreTrainedModel:
     return model
 
 
-def make(arch: str, folder: Path, **overrides: Any) -> Path:
-    """Save the seeded random model of `arch` into `folder` with `save_pretrained`; returns the folder."""
-    dtype = overrides.pop("save_dtype", torch.float32)
-    max_shard_size = overrides.pop("max_shard_size", None)
-    model = build(arch, **overrides).to(dtype)
-    model.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+def make(
+    arch: str, folder: Path, *, save_dtype: torch.dtype = torch.float32, max_shard_size: str = "50GB", **overrides: Any
+) -> Path:
+    """Save the seeded random model of `arch` into `folder` with `save_pretrained`; returns the folder.
+
+    `overrides` go into the config; a `max_shard_size` such as "20KB" gives shards with an index.
+    """
+    build(arch, **overrides).to(save_dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 
