@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -128,7 +127,7 @@ def compress(
         `out` is something else that may not be replaced, a weight is not finite, or no space is left.
     """
     identity = _identity(plan)
-    if not _may_write(out, identity["fingerprint"], overwrite=overwrite):
+    if not _may_write(out, plan.checkpoint.path, identity["fingerprint"], overwrite=overwrite):
         return False
     began = time.perf_counter()
     try:
@@ -165,19 +164,17 @@ def source_hash(checkpoint: Checkpoint) -> str:
     for name in sorted(checkpoint.tensors):
         tensor = checkpoint.read(name)
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     for file in checkpoint.other_files:
         digest.update(f"\n{file}\n".encode() + (checkpoint.path / file).read_bytes())
     return digest.hexdigest()
 
 
 def peak_memory() -> int | None:
-    """Peak resident set of this process, in bytes; None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
-    import resource  # noqa: PLC0415  (not on Windows)
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Peak resident set of this process in bytes, where the system tells it (Linux)."""
+    status = Path("/proc/self/status")  # not getrusage: its maximum counts the parent's, too
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
@@ -193,8 +190,10 @@ def _versions(device: torch.device | str) -> dict[str, str]:
     return versions | {"python": platform.python_version(), "device": torch.device(device).type}
 
 
-def _may_write(out: Path, fingerprint: str, *, overwrite: bool) -> bool:
+def _may_write(out: Path, source: Path, fingerprint: str, *, overwrite: bool) -> bool:
     """Whether `out` is free; False when the same bundle is there; KQuantError when something else is."""
+    if out.resolve().is_relative_to(source.resolve()):
+        raise KQuantError(f"{out}: lies inside the source's folder, whose files it would hold; choose another --output")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return True
     if not out.is_dir() or not is_bundle(out):

@@ -3,8 +3,8 @@
 
     python scripts/peak_memory.py [--layers 24 48] [--max-iter 2] [--json FILE]
 
-The checkpoint is written as a stream into a temporary folder (5.3 GB for 48 layers), compressed in a process of its own,
-and the peak that the run states in its run.json is printed: it should not grow with the number of layers.
+The checkpoint is written as a stream into a temporary folder (5.3 GB for 48 layers) and compressed in a process of its
+own. The peak that the run states in its run.json is printed; it should not grow with the number of layers.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import time
 from pathlib import Path
@@ -88,21 +87,21 @@ def save(out: Path, model: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, b
 def card(out: Path, files: dict[str, str], facts: dict) -> None:
     """Write README.md of the model folder."""
     rows = "\n".join(f"| {name} | `{digest}` |" for name, digest in files.items())
-    losses = "\n".join(
-        f"| {step} | {math.exp(train):.2f} | {math.exp(held):.2f} |" for step, train, held in facts["log"]
-    )
+    every = max(1, len(facts["log"]) // 12)
+    shown = [entry for i, entry in enumerate(facts["log"], start=1) if i % every == 0 or i == len(facts["log"])]
+    losses = "\n".join(f"| {step} | {math.exp(mean):.2f} | {math.exp(held):.2f} |" for step, mean, held in shown)
     (out / "README.md").write_text(
         f"""# kquant's demo model
 
 An OPT language model of {facts["parameters"]:,} parameters, trained by `scripts/train_demo_model.py` for kquant's demo
-and tests (licence: Apache-2.0, as the package). It knows a little English; it is for measuring compression, not for use.
+and tests (licence: Apache-2.0, as the package). It is for measuring compression; it knows too little to be of use.
 
-Vocabulary {VOCABULARY} (byte-level BPE), window {WINDOW}, {SHAPE}; seed {facts["seed"]}, {facts["steps"]} steps of {facts["batch"]} windows
-({facts["epochs"]:.1f} passes over {facts["train_tokens"]:,} tokens), AdamW, peak learning rate {facts["lr"]}, dropout {facts["dropout"]}.
+Vocabulary {VOCABULARY} (byte-level BPE), window {WINDOW}, {SHAPE}.
+Seed {facts["seed"]}, {facts["steps"]} steps of {facts["batch"]} windows ({facts["epochs"]:.1f} passes over
+{facts["train_tokens"]:,} tokens), AdamW, peak learning rate {facts["lr"]}, dropout {facts["dropout"]}.
 
-Held-out text: the last tenth of `{facts["tail"]}` ({facts["heldout_tokens"]:,} tokens).
-**Perplexity there: {math.exp(facts["best"]):.2f}** (non-overlapping windows of {WINDOW}); training batches (with dropout) and
-held-out text during training:
+Held-out text: the last tenth of `{facts["tail"]}` ({facts["heldout_tokens"]:,} tokens), non-overlapping windows of
+{WINDOW}. **Perplexity there: {math.exp(facts["best"]):.2f}**. During training (train: batches with dropout):
 
 | step | train | held-out |
 |---|---|---|
@@ -114,6 +113,74 @@ held-out text during training:
 """,
         encoding="utf-8",
     )
+
+
+def make_model(dropout: float) -> OPTForCausalLM:
+    """The untrained model."""
+    config = OPTConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=WINDOW,
+        word_embed_proj_dim=SHAPE["hidden_size"],
+        dropout=dropout,
+        attention_dropout=0.0,
+        bos_token_id=2,
+        eos_token_id=2,
+        pad_token_id=1,
+        **SHAPE,
+    )
+    return OPTForCausalLM(config)
+
+
+def make_optimiser(model: OPTForCausalLM, lr: float) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    decay = [p for p in model.parameters() if p.dim() >= 2]
+    rest = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+
+def train(
+    model: OPTForCausalLM, ids: torch.Tensor, held: torch.Tensor, state_file: Path, args: argparse.Namespace
+) -> dict:
+    """Train to `args.steps`, from the saved state if there is one; the state at the end, best weights and log in it."""
+    optimiser = make_optimiser(model, args.lr)
+    state: dict = {"step": 0, "log": [], "best_loss": math.inf, "best": None}
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        print(f"resumed at step {state['step']}")
+    model.train()
+    start, began, running = state["step"], time.time(), []
+    for step in range(start, args.steps):
+        picks = torch.Generator().manual_seed(args.seed * 1_000_003 + step)  # the same windows after a resume
+        torch.manual_seed(args.seed * 1_000_003 + step)
+        offsets = torch.randint(len(ids) - WINDOW, (args.batch,), generator=picks)
+        batch = torch.stack([ids[o : o + WINDOW] for o in offsets])
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=batch, labels=batch).loss
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        running.append(loss.item())
+        if (step + 1) % args.evaluate_every == 0 or step + 1 == args.steps:
+            held_loss, mean = heldout_loss(model, held), sum(running) / len(running)
+            pace = (step + 1 - start) * args.batch * WINDOW / (time.time() - began)
+            print(
+                f"step {step + 1}/{args.steps}  train {math.exp(mean):.2f}  held-out {math.exp(held_loss):.2f}", end=""
+            )
+            print(f"  {pace:.0f} tokens/s", flush=True)
+            running = []
+            state["step"], state["log"] = step + 1, [*state["log"], [step + 1, mean, held_loss]]
+            if held_loss < state["best_loss"]:
+                state["best_loss"], state["best"] = held_loss, {k: v.clone() for k, v in model.state_dict().items()}
+            state |= {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            torch.save(state, state_file.with_suffix(".part"))
+            state_file.with_suffix(".part").replace(state_file)
+    return state
 
 
 def main() -> None:
@@ -135,96 +202,30 @@ def main() -> None:
     texts, heldout = split_texts(args.train, args.heldout_tail)
     state_dir = args.out / ".training"
     state_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer_file = state_dir / "tokenizer"
-    if tokenizer_file.exists():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_file)
+    if (state_dir / "tokenizer").exists():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(state_dir / "tokenizer")
     else:
         tokenizer = train_tokenizer(texts)
-        tokenizer.save_pretrained(tokenizer_file)
+        tokenizer.save_pretrained(state_dir / "tokenizer")
     ids = torch.cat([encode(tokenizer, text) for text in texts])
     held = encode(tokenizer, heldout)
+    model = make_model(args.dropout)
+    state = train(model, ids, held, state_dir / "state.pt", args)
 
-    config = OPTConfig(
-        vocab_size=VOCABULARY,
-        max_position_embeddings=WINDOW,
-        word_embed_proj_dim=SHAPE["hidden_size"],
-        dropout=args.dropout,
-        attention_dropout=0.0,
-        bos_token_id=2,
-        eos_token_id=2,
-        pad_token_id=1,
-        **SHAPE,
-    )
-    model = OPTForCausalLM(config)
-    decay = [p for p in model.parameters() if p.dim() >= 2]
-    rest = [p for p in model.parameters() if p.dim() < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98)
-    )
-    start, log, best_loss, best = 0, [], math.inf, None
-    state_file = state_dir / "state.pt"
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        start, log, best_loss, best = state["step"], state["log"], state["best_loss"], state["best"]
-        print(f"resumed at step {start}")
-
-    model.train()
-    began, running = time.time(), []
-    for step in range(start, args.steps):
-        picks = torch.Generator().manual_seed(args.seed * 1_000_003 + step)  # the same windows after a resume
-        torch.manual_seed(args.seed * 1_000_003 + step)
-        offsets = torch.randint(len(ids) - WINDOW, (args.batch,), generator=picks)
-        batch = torch.stack([ids[o : o + WINDOW] for o in offsets])
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=batch, labels=batch).loss
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        running.append(loss.item())
-        if (step + 1) % args.evaluate_every == 0 or step + 1 == args.steps:
-            held_loss = heldout_loss(model, held)
-            log.append([step + 1, sum(running) / len(running), held_loss])
-            print(
-                f"step {step + 1}/{args.steps}  train {math.exp(log[-1][1]):.2f}  held-out {math.exp(held_loss):.2f}  "
-                f"{(step + 1 - start) * args.batch * WINDOW / (time.time() - began):.0f} tokens/s",
-                flush=True,
-            )
-            running = []
-            if held_loss < best_loss:
-                best_loss, best = held_loss, {k: v.clone() for k, v in model.state_dict().items()}
-            part = state_file.with_suffix(".part")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "step": step + 1,
-                    "log": log,
-                    "best_loss": best_loss,
-                    "best": best,
-                },
-                part,
-            )
-            part.replace(state_file)
-
-    save(args.out, model, tokenizer, best)
-    digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in [*args.train, args.heldout_tail]}
+    save(args.out, model, tokenizer, state["best"])
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tail": args.heldout_tail.name,
         "heldout_tokens": len(held),
         "train_tokens": len(ids),
         "epochs": args.steps * args.batch * WINDOW / len(ids),
-        "best": best_loss,
-        "log": log[:: max(1, len(log) // 12)] + ([log[-1]] if (len(log) - 1) % max(1, len(log) // 12) else []),
+        "best": state["best_loss"],
+        "log": state["log"],
         **{k: getattr(args, k) for k in ("seed", "steps", "batch", "lr", "dropout")},
     }
-    card(args.out, digests, facts)
-    (args.out / "training.json").write_text(json.dumps({**facts, "files": digests, "log": log}, indent=1))
+    card(
+        args.out, {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in [*args.train, args.heldout_tail]}, facts
+    )
 
 
 if __name__ == "__main__":

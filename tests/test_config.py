@@ -61,7 +61,7 @@ def test_fallback():
         ("bits: true", "`bits` is True, expected an integer"),
         ("bits: 3.5", "`bits` is 3.5, expected an integer"),
         ("tol: small", "`tol` is 'small', expected a number"),
-        ("tol: -1", "`tol` is -1.0, expected greater than or equal to 0"),
+        ("tol: -1", "`tol` is -1, expected greater than or equal to 0"),
         ("max_iter: 0", "`max_iter` is 0"),
         ("basis: dtc", "did you mean `dct`?"),
         ("encoder: gredy", "`encoder` is 'gredy', expected 'greedy', 'uniform' or 'kmeans'; did you mean `greedy`?"),

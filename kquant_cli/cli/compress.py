@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kquant_cli.cli.console import console, log
-from kquant_cli.cli.inspect import write_results
+from kquant_cli.cli.console import console, log, write_results
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,15 +34,11 @@ def compress(
     encoder: Annotated[str | None, _setting("greedy (the paper), uniform or kmeans.")] = None,
     basis: Annotated[
         str | None,
-        _setting(
-            "dct, hadamard, butterfly, qr, signed_dct, signed_dct_ii, signed_hadamard, householder, givens."
-        ),
+        _setting("dct, hadamard, butterfly, qr, signed_dct, signed_dct_ii, signed_hadamard, householder, givens."),
     ] = None,
     basis_count: Annotated[int | None, _setting("Factors of a butterfly, householder or givens basis.")] = None,
     rule: Annotated[str | None, _setting("Which of u and v takes the next step: greedy or alternating.")] = None,
-    form: Annotated[
-        str | None, _setting("Decompose at once (matrix) or row by row (vector).")
-    ] = None,
+    form: Annotated[str | None, _setting("Decompose at once (matrix) or row by row (vector).")] = None,
     max_iter: Annotated[int | None, _setting("Most iterations of a decomposition.")] = None,
     tol: Annotated[float | None, _setting("Relative residual that counts as converged.")] = None,
     init: Annotated[str | None, _setting("Start of k-means: grid, kmeans++ or peaks.")] = None,
@@ -70,13 +65,13 @@ def compress(
     from kquant_cli.checkpoint import open_checkpoint
     from kquant_cli.cli.progress import show_progress
     from kquant_cli.config import load_config
-    from kquant_cli.devices import pick_device
     from kquant_cli.pipeline import compress as run
     from kquant_cli.pipeline import default_output, make_plan
+    from kquant_cli.placement import resolve_device
     from kquant_cli.report import summarise, totals_table
 
     settings = load_config(config, flags)
-    where = pick_device(device)
+    where = resolve_device(device)
     plan = make_plan(open_checkpoint(model, revision), settings)
     out = output or default_output(plan.checkpoint, settings)
     if dry_run:

@@ -1,16 +1,14 @@
 """`kquant eval`: what compression cost, as numbers that can be compared with everybody else's."""
 
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kquant_cli.cli.console import console, log
-from kquant_cli.errors import KQuantError
+from kquant_cli.cli.console import console, log, write_results
 
 if TYPE_CHECKING:
     from kquant_cli.evaluation import EvalOptions, PerplexityResult, Task
@@ -67,8 +65,6 @@ def evaluate(
 
     options = EvalOptions(data, data_format, protocol, seqlen, stride, limit)
     tasks = select_tasks(task, options)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise KQuantError(f"--json {json_file} cannot be written: there is no folder {json_file.parent}")
     path = model if model is not None else _newest_bundle()
     texts = {name: chosen.read(options) for name, chosen in tasks.items()}
     transformers_logging.disable_progress_bar()
@@ -83,7 +79,7 @@ def evaluate(
         results.append(_run(name, chosen, models[chosen.auto_class], texts[name], options))
     _print(results)
     if json_file is not None:
-        _write_json(json_file, {"results": [result.to_dict() for result in results]})
+        write_results(json_file, {"results": [result.to_dict() for result in results]})
 
 
 def _newest_bundle() -> str:
@@ -143,13 +139,6 @@ def _print(results: "list[PerplexityResult]") -> None:
     console.print(table)
     for result in results:
         console.print(result.sentence(), highlight=False, soft_wrap=True, markup=False)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise KQuantError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
 evaluate.__doc__ = f"{evaluate.__doc__}\n\n{EXAMPLES}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kquant_cli.cli.console import console, log
+from kquant_cli.cli.console import console, log, write_results
 
 
 def inspect(
@@ -30,14 +29,3 @@ def inspect(
     console.print(totals_table(summary))
     if json_file is not None:
         write_results(json_file, summary)
-
-
-def write_results(path: Path, values: object) -> None:
-    """Write JSON for `--json FILE`; KQuantError when the file cannot be written."""
-    from kquant_cli.errors import KQuantError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise KQuantError(f"{path}: cannot be written ({error.strerror}); give --json another file") from error

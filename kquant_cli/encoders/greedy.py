@@ -11,6 +11,7 @@ peaks (same source): after the first steps of sizes c1, c2, ... into u, its entr
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def encode_greedy(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     assert right is not None
     scale = weight.square().mean(dim=1 if by_row else None, keepdim=True).sqrt().reshape(-1, 1)
     normed = weight / torch.where(scale > 0, scale, 1)
-    limits = {"max_iter": config.max_iter, "tol": config.tol, "rule": config.rule}
+    limits: dict[str, Any] = {"max_iter": config.max_iter, "tol": config.tol, "rule": config.rule}
     if left is None:
         factors = decompose_vector(normed, right.make(), **limits)
     else:
@@ -75,8 +76,11 @@ def _step_sizes(factors: KashinFactors, *, into_v: bool, count: int) -> torch.Te
         sizes, chosen = sizes.unsqueeze(1), chosen.unsqueeze(1)
     chosen = chosen & (sizes > 0)
     order = chosen.long().cumsum(dim=0)  # the n-th step of a row into this side has order n
-    steps = [torch.where(chosen & (order == n + 1), sizes, 0).sum(0) for n in range(count)]
-    return torch.stack([step[step > 0].mean() if (step > 0).any() else step.new_zeros(()) for step in steps])
+    means = sizes.new_zeros(count)
+    for n in range(count):
+        steps = sizes[chosen & (order == n + 1)]
+        means[n] = steps.mean() if len(steps) else 0
+    return means
 
 
 def _record(config: EncoderConfig, factors: KashinFactors, bases: list[BasisSpec]) -> Record:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 
 from kquant_cli import bundle as bundles
 from kquant_cli.errors import KQuantError
+from kquant_cli.placement import resolve_device, resolve_dtype
 from kquant_cli.runtime.dense_twin import load_dense_twin
-from kquant_cli.runtime.placement import resolve_device, resolve_dtype
 
 T = TypeVar("T")
 

@@ -92,7 +92,6 @@ def test_demo_needs_no_data(kquant: KQuant, model: Path) -> None:
         (("--task", "demo", "--protocol", "words"), "use gptq or stride"),
         (("--task", "demo", "--limit", 0), "--limit 0"),
         (("--task", "demo", "--dtype", "int3"), "dtype 'int3' is not known"),
-        (("--task", "demo", "--json", "no/such/folder/r.json"), "there is no folder no/such/folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(

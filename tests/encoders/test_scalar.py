@@ -45,7 +45,7 @@ def test_uniform_per_tensor_spans_the_range():
 
 
 def test_scales_that_float16_cannot_hold():
-    for factor in (1e6, 1e-7):
+    for factor in (1e8, 1e-7):
         weight = gaussian(4, 64) * factor
         encoded = encode(weight, EncoderConfig(encoder="uniform", bits=8))
         assert encoded.scale.dtype == torch.float32
@@ -60,7 +60,7 @@ def test_kmeans_has_scikit_learns_inertia(bits):
     start = torch.linspace(float(weight.min()), float(weight.max()), 2**bits).reshape(-1, 1).numpy()
     reference = KMeans(2**bits, init=start, n_init=1, max_iter=300, tol=5e-6).fit(points)
     inertia = float((encoded.decode() - weight).square().sum())
-    assert inertia == pytest.approx(reference.inertia_, rel=2e-2 if bits == 8 else 2e-3)
+    assert 0.9 * reference.inertia_ <= inertia <= 1.001 * reference.inertia_
     assert encoded.codebook.shape == (2**bits, 1)
 
 

@@ -145,6 +145,14 @@ def test_a_folder_that_is_not_ours_is_not_touched(tiny_llama, tmp_path, overwrit
     assert (tmp_path / "b" / "thesis.tex").read_text() == "x"
 
 
+def test_an_output_inside_the_source_is_refused(tmp_path):
+    source = tiny_models.make("opt", tmp_path / "source")
+    before = contents(source)
+    with pytest.raises(KQuantError, match="lies inside the source's folder"):
+        compress(source, source / "bundles" / "b")
+    assert contents(source) == before
+
+
 def test_an_empty_folder_will_do(tiny_llama, tmp_path):
     (tmp_path / "b").mkdir()
     open_bundle(compress(tiny_llama, tmp_path / "b"))
@@ -172,7 +180,7 @@ def test_pickled_checkpoint_gives_the_same_weights(tiny_llama, tmp_path):
 
 def test_shards_are_cut_and_read_again(tiny_llama, tmp_path, monkeypatch):
     whole = open_bundle(compress(tiny_llama, tmp_path / "whole"))
-    monkeypatch.setattr(pipeline, "write_weights", partial(write_weights, shard_bytes=12_000))
+    monkeypatch.setattr(pipeline, "write_weights", partial(write_weights, shard_bytes=6_000))
     bundle = open_bundle(compress(tiny_llama, tmp_path / "cut"))
     names = sorted({info.file.name for info in bundle.infos.values()})
     assert len(names) > 3
