@@ -169,8 +169,8 @@ class EncodedMatrix:
                 found = tuple(tensors[name].shape) if name in tensors else "nothing"
                 raise ValueError(f"{name}: expected shape {shape}, found {found}")
         codes = unpack(tensors["weight_codes"], layout.levels, layout.shape[1])
-        scales = {name: tensors.get(f"weight_{name}") for name in ("scale", "col_scale", "channel_scale")}
-        return cls(layout, codes, tensors["weight_codebook"], **scales)
+        scale, col_scale, channel_scale = (tensors.get(f"weight_{n}") for n in ("scale", "col_scale", "channel_scale"))
+        return cls(layout, codes, tensors["weight_codebook"], scale, col_scale, channel_scale)
 
     @property
     def bits_per_weight(self) -> float:

@@ -23,60 +23,11 @@ from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_b
 from kquant_cli.bundle.reader import open_bundle
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
-from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
-from kquant_cli.config import CompressConfig, EncoderConfig
+from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.encoded import EncodedMatrix, Record
-from kquant_cli.encoders import check_basis, encode, encoded_bytes
+from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
-
-
-@dataclass(frozen=True)
-class Job:
-    """A matrix and the settings it is encoded with."""
-
-    matrix: Matrix
-    config: EncoderConfig
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that its encoding takes."""
-        return encoded_bytes(self.matrix.shape, self.config)
-
-    @property
-    def weights(self) -> int:
-        """Number of its entries."""
-        return self.matrix.shape[0] * self.matrix.shape[1]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do, found out before the first byte is written."""
-
-    checkpoint: Checkpoint
-    config: CompressConfig
-    jobs: tuple[Job, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the source's tensors."""
-        return sum(info.nbytes for info in self.checkpoint.tensors.values())
-
-    @property
-    def parameters(self) -> int:
-        """Entries of the source's tensors."""
-        return sum(info.numel for info in self.checkpoint.tensors.values())
-
-    @property
-    def weights(self) -> int:
-        """Entries of the matrices that will be encoded."""
-        return sum(job.weights for job in self.jobs)
-
-    @property
-    def estimated_bytes(self) -> int:
-        """Bytes of the bundle's tensors, if no matrix is kept dense."""
-        dense = self.source_bytes - sum(self.checkpoint.tensors[j.matrix.tensor].nbytes for j in self.jobs)
-        return dense + sum(job.nbytes for job in self.jobs)
+from kquant_cli.plan import Job, Plan
 
 
 @dataclass(frozen=True)
@@ -87,27 +38,6 @@ class Progress:
     record: Record
     resumed: bool
     seconds: float
-
-
-def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
-    """Select the matrices and settle their settings.
-
-    Raises
-    ------
-    KQuantError
-        No matrix is selected, a pattern matches nothing, or a basis cannot have a size that it would need.
-    """
-    selection = select_matrices(checkpoint, config.include, config.exclude)
-    jobs = tuple(Job(matrix, config.for_matrix(matrix.name)) for matrix in selection.matrices)
-    for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
-        check_basis(shape, settings)
-    return Plan(checkpoint, config, jobs, selection.notes)
-
-
-def default_output(checkpoint: Checkpoint, config: CompressConfig) -> Path:
-    """`bundles/<model>-<encoder>-<bits>bit`."""
-    model = checkpoint.name.rstrip("/").rpartition("/")[2] or "model"
-    return Path("bundles") / f"{model}-{config.encoder}-{config.bits}bit"
 
 
 def compress(
@@ -158,18 +88,6 @@ def compress(
     return True
 
 
-def source_hash(checkpoint: Checkpoint) -> str:
-    """SHA-256 over config and tensors (name, dtype, shape, bytes), however the source's files are cut."""
-    digest = sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
-    for name in sorted(checkpoint.tensors):
-        tensor = checkpoint.read(name)
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    for file in checkpoint.other_files:
-        digest.update(f"\n{file}\n".encode() + (checkpoint.path / file).read_bytes())
-    return digest.hexdigest()
-
-
 def peak_memory() -> int | None:
     """Peak resident set of this process in bytes, where the system tells it (Linux)."""
     status = Path("/proc/self/status")  # not getrusage: its maximum counts the parent's, too
@@ -179,7 +97,7 @@ def peak_memory() -> int | None:
 
 def _identity(plan: Plan) -> dict[str, Any]:
     """What the manifest says of settings and source, and the fingerprint of both."""
-    settings, content = plan.config.model_dump(mode="json"), source_hash(plan.checkpoint)
+    settings, content = plan.config.model_dump(mode="json"), content_hash(plan.checkpoint)
     text = json.dumps({"settings": settings, "source": content, "format": FORMAT_VERSION}, sort_keys=True)
     source = {"name": plan.checkpoint.name, "revision": plan.checkpoint.revision, "sha256": content}
     return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, "source": source}

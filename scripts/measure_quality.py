@@ -26,6 +26,7 @@ from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.config import CompressConfig
 from kquant_cli.demo import demo_model_path
 from kquant_cli.evaluation import EvalOptions, select_tasks
+from kquant_cli.plan import make_plan
 from kquant_cli.report import summarise
 from kquant_cli.runtime import load_model
 
@@ -51,7 +52,7 @@ def evaluate(path: Path, texts: dict[str, Any], options: dict[str, EvalOptions])
 
 def compress(source: Path, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Make the bundle; its bits, error and seconds."""
-    plan = pipeline.make_plan(open_checkpoint(source), CompressConfig(**settings))
+    plan = make_plan(open_checkpoint(source), CompressConfig(**settings))
     began = time.perf_counter()
     pipeline.compress(plan, folder)
     seconds = time.perf_counter() - began

@@ -7,8 +7,9 @@ for matrix in select_matrices(checkpoint, include=(), exclude=()).matrices:
 Names and shapes decide, not model classes: nothing here imports transformers.
 """
 
+from kquant_cli.checkpoint.identity import content_hash
 from kquant_cli.checkpoint.opening import Checkpoint, open_checkpoint
 from kquant_cli.checkpoint.rules import Matrix, Selection, select_matrices
 from kquant_cli.checkpoint.tensors import TensorLike
 
-__all__ = ["Checkpoint", "Matrix", "Selection", "TensorLike", "open_checkpoint", "select_matrices"]
+__all__ = ["Checkpoint", "Matrix", "Selection", "TensorLike", "content_hash", "open_checkpoint", "select_matrices"]

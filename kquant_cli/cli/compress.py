@@ -12,7 +12,7 @@ from kquant_cli.cli.console import console, log, write_results
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kquant_cli.pipeline import Plan
+    from kquant_cli.plan import Plan
 
 OUTPUT = "Output"
 NOT_SETTINGS = ("model", "output", "config", "revision", "device", "overwrite", "dry_run", "json_file")
@@ -66,8 +66,8 @@ def compress(
     from kquant_cli.cli.progress import show_progress
     from kquant_cli.config import load_config
     from kquant_cli.pipeline import compress as run
-    from kquant_cli.pipeline import default_output, make_plan
     from kquant_cli.placement import resolve_device
+    from kquant_cli.plan import default_output, make_plan
     from kquant_cli.report import summarise, totals_table
 
     settings = load_config(config, flags)

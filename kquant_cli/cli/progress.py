@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kquant_cli.pipeline import Plan
 from kquant_cli.pipeline import Progress as Done
+from kquant_cli.plan import Plan
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from kquant_cli.bundle import is_bundle, newest_bundle, open_bundle, write_dense
 from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.config import CompressConfig
 from kquant_cli.errors import KQuantError
+from kquant_cli.plan import make_plan
 
 SHARD = "model-00001-of-00001.safetensors"
 
@@ -20,7 +21,7 @@ SHARD = "model-00001-of-00001.safetensors"
 @pytest.fixture(scope="module")
 def whole(tiny_llama, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "whole"
-    pipeline.compress(pipeline.make_plan(open_checkpoint(tiny_llama), CompressConfig(max_iter=5)), out)
+    pipeline.compress(make_plan(open_checkpoint(tiny_llama), CompressConfig(max_iter=5)), out)
     return out
 
 

@@ -18,13 +18,14 @@ from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.config import CompressConfig
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
+from kquant_cli.plan import make_plan
 from kquant_cli.tensorfile import TensorFileWriter
 
 QUICK = {"max_iter": 12, "kmeans_iter": 10, "bits": 3}
 
 
 def compress(source: Path, out: Path, overwrite: bool = False, **settings: object) -> Path:
-    plan = pipeline.make_plan(open_checkpoint(source), CompressConfig(**{**QUICK, **settings}))
+    plan = make_plan(open_checkpoint(source), CompressConfig(**{**QUICK, **settings}))
     pipeline.compress(plan, out, overwrite=overwrite)
     return out
 
@@ -76,7 +77,7 @@ def test_same_run_same_bytes(tiny_llama, tmp_path):
 
 def test_interrupted_run_goes_on(tiny_llama, tmp_path, monkeypatch):
     whole = compress(tiny_llama, tmp_path / "whole")
-    plan = pipeline.make_plan(open_checkpoint(tiny_llama), CompressConfig(**QUICK))
+    plan = make_plan(open_checkpoint(tiny_llama), CompressConfig(**QUICK))
     seen = []
 
     def stop_after_five(done: pipeline.Progress) -> None:
@@ -104,8 +105,8 @@ def test_unfinished_work_of_other_settings_is_not_mixed_in(tiny_llama, tmp_path)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipeline.compress(pipeline.make_plan(checkpoint, CompressConfig(**QUICK)), tmp_path / "b", progress=stop)
-    plan = pipeline.make_plan(checkpoint, CompressConfig(**{**QUICK, "bits": 2}))
+        pipeline.compress(make_plan(checkpoint, CompressConfig(**QUICK)), tmp_path / "b", progress=stop)
+    plan = make_plan(checkpoint, CompressConfig(**{**QUICK, "bits": 2}))
     said, resumed = [], []
     pipeline.compress(plan, tmp_path / "b", say=said.append, progress=lambda done: resumed.append(done.resumed))
     assert "thrown away" in said[0]
@@ -116,7 +117,7 @@ def test_unfinished_work_of_other_settings_is_not_mixed_in(tiny_llama, tmp_path)
 def test_equal_bundle_is_left_alone_and_another_refused(tiny_llama, tmp_path):
     out = compress(tiny_llama, tmp_path / "b")
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    plan = pipeline.make_plan(open_checkpoint(tiny_llama), CompressConfig(**QUICK))
+    plan = make_plan(open_checkpoint(tiny_llama), CompressConfig(**QUICK))
     assert pipeline.compress(plan, out) is False
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     with pytest.raises(KQuantError, match="--overwrite"):

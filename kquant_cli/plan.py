@@ -1,0 +1,80 @@
+"""The plan of a run: which matrices, with which settings, into how many bytes; all before the first one is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
+from kquant_cli.config import CompressConfig, EncoderConfig
+from kquant_cli.encoders import check_basis, encoded_bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A matrix and the settings it is encoded with."""
+
+    matrix: Matrix
+    config: EncoderConfig
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its encoding takes."""
+        return encoded_bytes(self.matrix.shape, self.config)
+
+    @property
+    def weights(self) -> int:
+        """Number of its entries."""
+        return self.matrix.shape[0] * self.matrix.shape[1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, found out before the first byte is written."""
+
+    checkpoint: Checkpoint
+    config: CompressConfig
+    jobs: tuple[Job, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source's tensors."""
+        return sum(info.nbytes for info in self.checkpoint.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Entries of the source's tensors."""
+        return sum(info.numel for info in self.checkpoint.tensors.values())
+
+    @property
+    def weights(self) -> int:
+        """Entries of the matrices that will be encoded."""
+        return sum(job.weights for job in self.jobs)
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Bytes of the bundle's tensors, if no matrix is kept dense."""
+        dense = self.source_bytes - sum(self.checkpoint.tensors[j.matrix.tensor].nbytes for j in self.jobs)
+        return dense + sum(job.nbytes for job in self.jobs)
+
+
+def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
+    """Select the matrices and settle their settings.
+
+    Raises
+    ------
+    KQuantError
+        No matrix is selected, a pattern matches nothing, or a basis cannot have a size that it would need.
+    """
+    selection = select_matrices(checkpoint, config.include, config.exclude)
+    jobs = tuple(Job(matrix, config.for_matrix(matrix.name)) for matrix in selection.matrices)
+    for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
+        check_basis(shape, settings)
+    return Plan(checkpoint, config, jobs, selection.notes)
+
+
+def default_output(checkpoint: Checkpoint, config: CompressConfig) -> Path:
+    """`bundles/<model>-<encoder>-<bits>bit`."""
+    model = checkpoint.name.rstrip("/").rpartition("/")[2] or "model"
+    return Path("bundles") / f"{model}-{config.encoder}-{config.bits}bit"
