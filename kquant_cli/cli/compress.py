@@ -77,6 +77,9 @@ def compress(
     if dry_run:
         values = _plan(plan, out)
         console.print(_plan_table(values))
+        share = f"{plan.weights:,} of {plan.parameters:,} parameters ({values['encoded_share']:.1%})"
+        console.print(f"to be encoded: {share}", highlight=False)
+        console.print(f"size: {plan.source_bytes / 1e6:.2f} MB -> {plan.estimated_bytes / 1e6:.2f} MB", highlight=False)
         for note in plan.notes:
             log.print(f"note: {note}", highlight=False, markup=False)
     else:
@@ -116,18 +119,21 @@ def _plan(plan: Plan, out: Path) -> dict[str, Any]:
 
 
 def _plan_table(values: dict[str, Any]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"Plan for {escape(values['output'])}", title_justify="left", pad_edge=False, show_footer=True)
-    share = f"{values['encoded_weights']:,} of {values['parameters']:,} parameters ({values['encoded_share']:.1%})"
-    table.add_column("layer", overflow="fold", footer=share)
-    table.add_column("shape", no_wrap=True)
-    table.add_column("encoder")
-    table.add_column("bits", justify="right")
-    size = f"{values['source_bytes'] / 1e6:.2f} MB -> {values['estimated_bytes'] / 1e6:.2f} MB"
-    table.add_column("bytes", justify="right", footer=size)
+    from kquant_cli.report.tables import common_prefix
+
+    table = Table(title=f"Plan for {escape(values['output'])}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    prefix = common_prefix([layer["name"] for layer in values["layers"]])
+    table.add_column(f"layer of {escape(prefix[:-1])}" if prefix else "layer", overflow="fold")
+    for heading in ("shape", "encoder"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("bits", "bytes"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for layer in values["layers"]:
         shape = "×".join(map(str, layer["shape"]))
-        table.add_row(escape(layer["name"]), shape, layer["encoder"], str(layer["bits"]), f"{layer['bytes']:,}")
+        name = escape(layer["name"].removeprefix(prefix))
+        table.add_row(name, shape, layer["encoder"], str(layer["bits"]), f"{layer['bytes']:,}")
     return table

@@ -62,9 +62,16 @@ def encode_greedy(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
 
 
 def pair_peaks(factors: KashinFactors, bits: int) -> torch.Tensor:
-    """The closed-form peaks: 2^ceil(b/2) sums +-c1 +-c2 ... of u with 2^floor(b/2) of v; (2^bits, 2)."""
-    u = signed_sums(_step_sizes(factors, into_v=False, count=math.ceil(bits / 2)))
-    v = signed_sums(_step_sizes(factors, into_v=True, count=bits // 2))
+    """The closed-form peaks (2^bits, 2): all sums +-c1 +-c2 ... of u's first steps with all those of v's.
+
+    ceil(bits / 2) steps of the part with the larger steps, floor(bits / 2) of the other.
+    """
+    more, fewer = math.ceil(bits / 2), bits // 2
+    first = [float(_step_sizes(factors, into_v=side, count=1)[0]) for side in (False, True)]
+    counts = (more, fewer) if first[0] >= first[1] else (fewer, more)
+    u, v = (
+        signed_sums(_step_sizes(factors, into_v=side, count=n)) for side, n in zip((False, True), counts, strict=True)
+    )
     return torch.cartesian_prod(u, v)
 
 

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 BARS = "▁▂▃▄▅▆▇█"
+LAYER_WIDTH = 40
 
 
 def layer_table(summary: Mapping[str, Any]) -> Table:
-    """Shape, encoder, convergence, largest entries, error and bits of every layer."""
-    table = Table(title=f"Layers of {escape(summary['bundle'])}", title_justify="left", pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    for heading in ("shape", "encoder", "basis"):
+    """Shape, encoder (where layers differ in it), convergence, |u|_inf and |v|_inf, relative error and bits of each layer."""
+    layers = summary["layers"]
+    encoders = {layer["name"]: _encoder(layer) for layer in layers}
+    mixed = len(set(encoders.values())) > 1
+    title = f"Layers of {summary['bundle']}" + ("" if mixed else f": {next(iter(encoders.values()), '')}")
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    prefix = common_prefix([layer["name"] for layer in layers])
+    table.add_column(f"layer of {escape(prefix[:-1])}" if prefix else "layer", overflow="fold", max_width=LAYER_WIDTH)
+    for heading in ("shape", *(["encoder"] if mixed else [])):
         table.add_column(heading, no_wrap=True)
-    for heading in ("steps", "|u|", "|v|", "rel. error", "bits"):
+    for heading in ("steps", "|u|", "|v|", "error", "bits"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("residual", no_wrap=True)
-    for layer in summary["layers"]:
+    for layer in layers:
         table.add_row(
-            escape(layer["name"]),
+            escape(layer["name"].removeprefix(prefix)),
             "×".join(map(str, layer["shape"])),
-            layer["encoder"] or "[yellow]dense[/]",
-            layer["basis"] or "",
+            *([encoders[layer["name"]]] if mixed else []),
             _steps(layer),
             _number(layer["u_max"]),
             _number(layer["v_max"]),
@@ -62,7 +69,7 @@ def totals_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def drawing(trace: Sequence[float], width: int = 12) -> str:
+def drawing(trace: Sequence[float], width: int = 10) -> str:
     """A trace of residuals on a logarithmic scale from 1 down to 1e-6, in `width` characters."""
     if not trace:
         return ""
@@ -70,6 +77,21 @@ def drawing(trace: Sequence[float], width: int = 12) -> str:
     picked = [trace[(i * (len(trace) - 1)) // max(1, width - 1)] for i in range(width)]
     heights = [1 + math.log10(min(1.0, max(value, 1e-6))) / 6 for value in picked]
     return "".join(BARS[round(height * (len(BARS) - 1))] for height in heights)
+
+
+def common_prefix(names: Sequence[str]) -> str:
+    """What all dotted names begin with, in whole components with the last dot; "" for fewer than two names."""
+    if len(names) < 2:
+        return ""
+    first, last = min(names).split("."), max(names).split(".")
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(f"{part}." for part, _ in same)
+
+
+def _encoder(layer: Mapping[str, Any]) -> str:
+    if layer["encoder"] is None:
+        return "dense"
+    return f"{layer['encoder']}, {layer['basis']}" if layer["basis"] else str(layer["encoder"])
 
 
 def _steps(layer: Mapping[str, Any]) -> str:

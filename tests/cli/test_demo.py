@@ -1,0 +1,46 @@
+"""The tour on the embedded model, and what that model is."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from kquant_cli.demo import demo_model_path, demo_text_path
+
+
+def test_demo_is_the_tour(kquant, tmp_path):
+    result = kquant("demo", "--bits", 4, "-o", tmp_path / "b")
+    assert result.code == 0
+    for command in ("$ kquant compress", "$ kquant eval", "$ kquant inspect"):
+        assert command in result.out
+    assert "of 24 layers" in result.out  # some have not converged in 200 steps, and it says so
+    again = kquant("demo", "--bits", 4, "-o", tmp_path / "b")
+    assert again.code == 0
+    assert "nothing to do" in again.err
+
+
+def test_bundle_is_a_little_worse_than_the_model(kquant, tmp_path):
+    kquant("compress", demo_model_path(), "-o", tmp_path / "b", "--bits", 6)
+    for name, path in (("dense", demo_model_path()), ("bundle", tmp_path / "b")):
+        options = ("--task", "demo", "--limit", 4, "--json", tmp_path / f"{name}.json")
+        assert kquant("eval", path, *options).code == 0
+    dense, bundle = (json.loads((tmp_path / f"{n}.json").read_text())["results"][0] for n in ("dense", "bundle"))
+    assert dense["perplexity"] < 200
+    assert 0.99 < bundle["perplexity"] / dense["perplexity"] < 1.05
+
+
+def test_embedded_model_and_text():
+    folder = demo_model_path()
+    tensors = load_file(folder / "model.safetensors")
+    size = sum(t.numel() for t in tensors.values())
+    assert 3e6 < size < 6e6
+    assert (folder / "model.safetensors").stat().st_size <= 16 * 2**20
+    assert {t.dtype for t in tensors.values()} == {torch.float16}
+    assert len({tuple(t.shape) for name, t in tensors.items() if name.endswith("fc1.weight") or "fc2" in name}) > 1
+    text = demo_text_path().read_text(encoding="utf-8")
+    assert len(text.encode()) > 30_000
+    paragraphs = [p for p in text.split("\n") if len(p) > 80]
+    assert len(paragraphs) == len(set(paragraphs))
+    card = Path(folder / "README.md").read_text(encoding="utf-8")
+    assert "Perplexity there" in card
