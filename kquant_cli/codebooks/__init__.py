@@ -1,0 +1,8 @@
+"""Codebooks: k-means on the line and in the plane, exact nearest-code assignment, and the Gaussian-optimal levels."""
+
+from kquant_cli.codebooks.kmeans import KMeansResult, kmeans
+from kquant_cli.codebooks.lloyd_max import lloyd_max
+from kquant_cli.codebooks.nearest import nearest
+from kquant_cli.codebooks.starts import grid_start, kmeans_plus_plus
+
+__all__ = ["KMeansResult", "grid_start", "kmeans", "kmeans_plus_plus", "lloyd_max", "nearest"]

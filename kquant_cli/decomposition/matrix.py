@@ -1,0 +1,126 @@
+"""Kashin decomposition of a matrix: weight = u + left v right^T + residual, with small entries in u and v.
+
+The algorithm is the paper's (arXiv 2404.09737). With R the residual and Y = left^T R right the same residual in the
+coordinates of v, one iteration is
+
+    greedy rule:  |R|_1 > |Y|_1:  S = sign(R),  c = |R|_1 / |S|^2,  u += c S,  R -= c S,  Y -= c left^T S right
+                  otherwise:      S = sign(Y),  c = |Y|_1 / |S|^2,  v += c S,  Y -= c S,  R -= c left S right^T
+
+Both residuals are carried, so an iteration costs a single transform, of a matrix of signs; the rest is bound by memory.
+
+On a GPU the host does not wait for the norms of every step. It guesses the sides to come, queues a batch of steps, and
+lets a flag on the device set c to 0 from the first step that turns out to be a wrong guess or one too many. Then it
+reads the trace of the batch and goes on from there: the result is the same as with batches of one.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kquant_cli.bases import Basis
+from kquant_cli.decomposition.carried import CarriedResidual
+from kquant_cli.decomposition.factors import REFRESH_EVERY, KashinFactors, check_limits, working_precision
+from kquant_cli.decomposition.rules import Rule, find_rule, likely_side
+
+GPU_BATCH = 16  # the most steps queued before the host looks at their trace
+GUESS_FROM = 256  # the latest steps, from which the next sides are guessed
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was taken: its side and size, and the norms after it (|R|_1, |Y|_1, |R|_F^2)."""
+
+    into_v: bool
+    c: float
+    l1_u: float
+    l1_v: float
+    squared: float
+
+
+@torch.no_grad()
+def decompose_matrix(
+    weight: Tensor,
+    left: Basis,
+    right: Basis,
+    *,
+    max_iter: int,
+    tol: float,
+    rule: str = "greedy",
+    batch: int | None = None,
+) -> KashinFactors:
+    """Decompose `weight` (rows, columns) with `left` (rows, rows) and `right` (columns, columns).
+
+    Stops when |residual|_F < tol |weight|_F, or after max_iter steps (with tol = 0: always then). Works on the weight's
+    device, in float64 for float64 and in float32 for all else. At most `batch` steps are queued without waiting
+    for the device (default: 1 on the CPU, 16 on a GPU); the result does not depend on it. Raises KQuantError for an
+    unknown rule and for weights that are not finite, ValueError for bases that do not fit.
+    """
+    check_limits(max_iter, tol)
+    choose = find_rule(rule)
+    if weight.shape != (left.size, right.size):
+        shape = tuple(weight.shape)
+        raise ValueError(f"A weight of shape {shape} does not fit bases of the sizes {left.size} and {right.size}.")
+    carried = CarriedResidual(working_precision(weight), left, right)
+    whole = float(carried.norms[2])
+    steps, squared = _iterate(carried, choose, max_iter, tol**2 * whole, batch or (GPU_BATCH if weight.is_cuda else 1))
+    return KashinFactors(
+        u=carried.u.div_(carried.scale),
+        v=carried.v.div_(carried.scale),
+        residuals=(torch.tensor([step.squared for step in steps], dtype=torch.float64) / whole).sqrt(),
+        coefficients=torch.tensor([step.c for step in steps], dtype=torch.float64) / float(carried.scale),
+        into_v=torch.tensor([step.into_v for step in steps], dtype=torch.bool),
+        converged=squared < tol**2 * whole or squared == 0,
+    )
+
+
+def _iterate(
+    carried: CarriedResidual, choose: Rule, max_iter: int, target: float, batch: int
+) -> tuple[list[Step], float]:
+    """Step until |R|_F^2 < target; returns the steps and the |R|_F^2 that was computed from u and v at the end.
+
+    Rounding parts the carried residual from the true one. So the true one is computed before the iteration may end, and
+    every REFRESH_EVERY steps; if it is not small enough, it replaces the carried one and the iteration goes on.
+    """
+    steps: list[Step] = []
+    l1_u, l1_v, squared = carried.norms.tolist()
+    if squared == 0:
+        return steps, squared
+    next_look, next_refresh, failures, ahead = 0, REFRESH_EVERY, 0, min(batch, 2)
+    while True:
+        done = len(steps)
+        looks_small = squared < target and done >= next_look
+        if looks_small or done in (max_iter, next_refresh):
+            squared = carried.refresh_r()
+            if steps:
+                steps[-1] = replace(steps[-1], squared=squared)
+            if squared < target or done == max_iter:
+                return steps, squared
+            carried.refresh_y()
+            l1_u, l1_v, _ = carried.norms.tolist()
+            next_refresh = done + REFRESH_EVERY
+            if looks_small:  # a tolerance below the rounding errors is not looked at after every step
+                failures += 1
+                next_look = done + failures
+        sides = [step.into_v for step in steps[-GUESS_FROM:]] + [bool(choose(done, l1_u, l1_v))]
+        count = min(ahead, max_iter - done, next_refresh - done)
+        taken = _take_batch(carried, choose, done, sides, count, target)
+        steps += taken
+        l1_u, l1_v, squared = taken[-1].l1_u, taken[-1].l1_v, taken[-1].squared
+        ahead = min(batch, len(taken) + 1)  # a wrong guess wastes the steps behind it
+
+
+def _take_batch(
+    carried: CarriedResidual, choose: Rule, done: int, sides: list[bool], count: int, target: float
+) -> list[Step]:
+    """Queue `count` steps, then read which of them were to be taken: at least the first, whose side ends `sides`."""
+    live = torch.ones((), dtype=torch.float64, device=carried.norms.device)
+    rows = []
+    for iteration in range(done, done + count):
+        if iteration > done:
+            sides.append(likely_side(choose, iteration, sides))
+            live = live * (carried.norms[2] >= target) * (choose(iteration, *carried.norms[:2]) == sides[-1])
+        c = carried.step(sides[-1], live)
+        rows.append(torch.cat([torch.stack([live, c]), carried.norms]))
+    table = torch.stack(rows).tolist()  # the one wait for the device
+    return [Step(side, *row[1:]) for side, row in zip(sides[-count:], table, strict=True) if row[0]]
