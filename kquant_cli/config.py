@@ -67,7 +67,7 @@ class EncoderConfig(_Strict):
     max_iter: int = Field(200, ge=1, description="most iterations of the decomposition")
     tol: Tolerance = Field(1e-6, description="relative residual at which the decomposition has converged")
     init: Literal["grid", "kmeans++", "peaks"] = Field("grid", description="start of k-means")
-    restarts: int = Field(5, ge=1, description="starts of k-means; those after the first are k-means++")
+    restarts: int = Field(5, ge=1, description="starts of k-means, compared on a sample; those after the first are k-means++")
     kmeans_iter: int = Field(300, ge=0, description="most iterations of k-means")
     kmeans_tol: Tolerance = Field(5e-6, description="relative movement of the centroids at which k-means stops")
     group_size: int = Field(128, ge=0, description="columns that share a scale in `uniform`; 0: one range a tensor")

@@ -125,9 +125,10 @@ def _plan_table(values: dict[str, Any]) -> Table:
 
     from kquant_cli.report.tables import common_prefix
 
-    table = Table(title=f"Plan for {escape(values['output'])}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     prefix = common_prefix([layer["name"] for layer in values["layers"]])
-    table.add_column(f"layer of {escape(prefix[:-1])}" if prefix else "layer", overflow="fold")
+    title = escape(f"Plan for {values['output']}: {prefix + '*' if prefix else 'layers'}")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("layer", overflow="fold")
     for heading in ("shape", "encoder"):
         table.add_column(heading, no_wrap=True)
     for heading in ("bits", "bytes"):

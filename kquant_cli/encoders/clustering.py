@@ -6,23 +6,30 @@ from typing import Any
 
 import torch
 
-from kquant_cli.codebooks import KMeansResult, grid_start, kmeans, kmeans_plus_plus
+from kquant_cli.codebooks import grid_start, kmeans, kmeans_plus_plus
 from kquant_cli.config import EncoderConfig
 
+SAMPLE = 2**14  # points on which starts are compared: 64 a centroid at 8 bits
 
-def cluster(points: torch.Tensor, config: EncoderConfig, peaks: torch.Tensor | None) -> KMeansResult:
-    """K-means of points (n, d) into 2^bits centroids: the first start is `config.init`, further ones are k-means++."""
+
+def cluster(points: torch.Tensor, config: EncoderConfig, peaks: torch.Tensor | None) -> torch.Tensor:
+    """The centroids (2^bits, d) that k-means finds for points (n, d).
+
+    The first start is `config.init`, further ones are k-means++. Of several starts, each is followed on a sample, and
+    the one with the smallest inertia there goes on with all points.
+    """
+    levels = 2**config.bits
     limits: dict[str, Any] = {"max_iter": config.kmeans_iter, "tol": config.kmeans_tol}
-    best: KMeansResult | None = None
+    sample = points[:: len(points) // SAMPLE | 1]  # an odd stride: in step with no power of two
+    starts = []
     for restart in range(config.restarts):
         if restart or config.init == "kmeans++":
-            start = kmeans_plus_plus(points, 2**config.bits, (config.seed + restart) % 2**32)
+            starts.append(kmeans_plus_plus(sample, levels, (config.seed + restart) % 2**32))
         else:
-            start = grid_start(points, 2**config.bits) if peaks is None else peaks.to(points)
-        result = kmeans(points, start, **limits)
-        best = result if best is None or result.inertia < best.inertia else best
-    assert best is not None
-    return best
+            starts.append(grid_start(points, levels) if peaks is None else peaks.to(points))
+    if len(starts) > 1:
+        starts = [min((kmeans(sample, start, **limits) for start in starts), key=lambda r: r.inertia).centroids]
+    return kmeans(points, starts[0], **limits).centroids
 
 
 def signed_sums(sizes: torch.Tensor) -> torch.Tensor:

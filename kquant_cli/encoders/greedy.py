@@ -56,7 +56,7 @@ def encode_greedy(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     record = _record(config, factors, [spec for spec in (left, right) if spec])
     peaks = pair_peaks(factors, config.bits) if config.init == "peaks" else None
     del factors
-    codebook = cluster(points, config, peaks).centroids.float()
+    codebook = cluster(points, config, peaks).float()
     codes = nearest(points, codebook.to(points.dtype)).view(weight.shape)
     return EncodedMatrix(layout, codes, codebook, scale=scale.float(), record=record)
 

@@ -30,7 +30,7 @@ def encode_kmeans(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     scale = weight.square().mean().sqrt().reshape(1, 1)
     points = (weight / torch.where(scale > 0, scale, 1)).reshape(-1, 1)
     peaks = scalar_peaks(points, config.bits).unsqueeze(1) if config.init == "peaks" else None
-    codebook = cluster(points, config, peaks).centroids.float()
+    codebook = cluster(points, config, peaks).float()
     codes = nearest(points, codebook.to(points.dtype)).view(weight.shape)
     layout = kmeans_layout((weight.shape[0], weight.shape[1]), config)
     return EncodedMatrix(layout, codes, codebook, scale=scale.float(), record=_record(config))

@@ -12,18 +12,18 @@ from rich.markup import escape
 from rich.table import Table
 
 BARS = "▁▂▃▄▅▆▇█"
-LAYER_WIDTH = 40
 
 
 def layer_table(summary: Mapping[str, Any]) -> Table:
-    """Shape, encoder (where layers differ in it), convergence, |u|_inf and |v|_inf, relative error and bits of each layer."""
+    """A row a layer: shape, encoder (where they differ), iterations, |u|_inf, |v|_inf, relative error, bits, trace."""
     layers = summary["layers"]
     encoders = {layer["name"]: _encoder(layer) for layer in layers}
     mixed = len(set(encoders.values())) > 1
-    title = f"Layers of {summary['bundle']}" + ("" if mixed else f": {next(iter(encoders.values()), '')}")
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     prefix = common_prefix([layer["name"] for layer in layers])
-    table.add_column(f"layer of {escape(prefix[:-1])}" if prefix else "layer", overflow="fold", max_width=LAYER_WIDTH)
+    title = f"{summary['bundle']}: {prefix + '*' if prefix else 'layers'}"
+    title += "" if mixed else f", {next(iter(encoders.values()), '')}"
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("layer", overflow="fold")
     for heading in ("shape", *(["encoder"] if mixed else [])):
         table.add_column(heading, no_wrap=True)
     for heading in ("steps", "|u|", "|v|", "error", "bits"):
