@@ -51,7 +51,7 @@ def _sum_by_cell(points: Tensor, cell: Tensor, count: int) -> Tensor:
     def column(weights: Tensor | None) -> Tensor:
         total = torch.zeros(count, dtype=torch.float64)
         for numbers, part in zip(stretches(cell), stretches(cell if weights is None else weights), strict=True):
-            total += torch.bincount(numbers, None if weights is None else part, minlength=count)
+            total += torch.bincount(numbers, None if weights is None else part.double(), minlength=count)
         return total
 
     return torch.stack(for_each(column, [None, *points.T], device=points.device), dim=1)

@@ -102,8 +102,9 @@ def _iterate(
             if looks_small:  # a tolerance below the rounding errors is not looked at after every step
                 failures += 1
                 next_look = done + failures
-        sides = [step.into_v for step in steps[-GUESS_FROM:]] + [bool(choose(done, l1_u, l1_v))]
         count = min(ahead, max_iter - done, next_refresh - done)
+        known = [step.into_v for step in steps[-GUESS_FROM:]] if count > 1 else []
+        sides = [*known, bool(choose(done, l1_u, l1_v))]
         taken = _take_batch(carried, choose, done, sides, count, target)
         steps += taken
         l1_u, l1_v, squared = taken[-1].l1_u, taken[-1].l1_v, taken[-1].squared
