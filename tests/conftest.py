@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a hub
 os.environ.setdefault("COLUMNS", "160")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the matrices are tiny: threads would only wait for each other
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -31,24 +31,14 @@ def grid_start(points: Tensor, k: int) -> Tensor:
 def kmeans_plus_plus(points: Tensor, k: int, seed: int) -> Tensor:
     """k of the points (n, d), far from each other: a start (k, d) for k-means (Arthur and Vassilvitskii, 2007).
 
-    Each next one is drawn with a probability proportional to its squared distance from those before, the best of
-    2 + log k draws (as in scikit-learn). Of many points it is the means of small cells that are drawn, weighted. The
-    same points and seed give the same start; it is computed on the CPU.
+    This is scikit-learn's; of many points, the means of small cells are drawn, weighted. The same points and seed give
+    the same start. With fewer than k points, some are drawn more than once.
     """
+    from sklearn.cluster import kmeans_plusplus  # noqa: PLC0415  (a second that other encoders need not wait)
+
     condensed, weights = (part.cpu().numpy() for part in condense(points))
-    random = np.random.RandomState(seed)
-    trials = 2 + int(math.log(k))
-
-    def draw(mass: np.ndarray, count: int) -> np.ndarray:
-        heap = np.cumsum(mass)
-        return np.minimum(np.searchsorted(heap, random.random_sample(count) * heap[-1], side="right"), len(mass) - 1)
-
-    chosen = [int(draw(weights, 1)[0])]
-    distance = np.square(condensed - condensed[chosen[0]]).sum(axis=1)
-    while len(chosen) < k:
-        candidates = draw(weights * distance, trials)
-        distances = [np.minimum(distance, np.square(condensed - condensed[c]).sum(axis=1)) for c in candidates]
-        best = int(np.argmin([weights @ d for d in distances]))
-        chosen.append(int(candidates[best]))
-        distance = distances[best]
-    return torch.from_numpy(condensed[chosen]).to(points.device, points.dtype)
+    short = max(0, k - len(condensed))
+    condensed = np.resize(condensed, (len(condensed) + short, condensed.shape[1]))
+    weights = np.resize(weights, len(condensed))
+    centres, _ = kmeans_plusplus(condensed, k, sample_weight=weights, random_state=seed)
+    return torch.from_numpy(centres).to(points.device, points.dtype)

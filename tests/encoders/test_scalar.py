@@ -55,7 +55,7 @@ def test_scales_that_float16_cannot_hold():
 @pytest.mark.parametrize("bits", [1, 2, 3, 5, 8])
 def test_kmeans_has_scikit_learns_inertia(bits):
     weight = gaussian()
-    encoded = encode(weight, EncoderConfig(encoder="kmeans", bits=bits))
+    encoded = encode(weight, EncoderConfig(encoder="kmeans", bits=bits, restarts=1))
     points = weight.reshape(-1, 1).numpy()
     start = torch.linspace(float(weight.min()), float(weight.max()), 2**bits).reshape(-1, 1).numpy()
     reference = KMeans(2**bits, init=start, n_init=1, max_iter=300, tol=5e-6).fit(points)
