@@ -1,59 +1,66 @@
-"""The state of the matrix form: the residual in the coordinates of u and in those of v, and the parts taken out of it.
+"""The state of the matrix form: the residual in the coordinates of u and in those of v, and what v has taken of it.
 
-Its matrices are four of the weight's size (r, y, u, v) and a fifth for the signs, which the transform overwrites. The
-weight is scaled by a power of two, so that the sums of squares neither over- nor underflow.
+    r = scale weight - u - left v right^T,    y = left^T r right
+
+A step into u changes r, and y is transformed from it; a step into v changes y and v, and r is transformed from y: one
+transform a step. And u is what the others leave of the weight, computed once at the end: so rounding errors cannot part
+the carried residual from the true one, however many steps there are. The scale is a power of two with which the sums of
+squares neither over- nor underflow.
 """
 
 import torch
 from torch import Tensor
 
 from kquant_cli.bases import Basis
-from kquant_cli.decomposition.blocks import norms, take_step, write_signs
+from kquant_cli.decomposition.blocks import measure, take_step
 from kquant_cli.decomposition.factors import unit_scale
 
 
 class CarriedResidual:
-    """r = scale weight - u - left v right^T and y = left^T r right, kept up to date step by step.
-
-    `norms` is (|r|_1, |y|_1, |r|_F^2), a float64 tensor on the weight's device.
-    """
+    """Takes the steps; `norms` is (|r|_1, |y|_1, |r|_F^2) after the last, in float64 on the weight's device."""
 
     def __init__(self, weight: Tensor, left: Basis, right: Basis):
         self.weight, self.left, self.right = weight, left, right
         self.scale = unit_scale(torch.linalg.vector_norm(weight, torch.inf))
-        self.u, self.v, self.r, self.y, self.image = (
-            torch.zeros_like(weight, memory_format=torch.contiguous_format) for _ in range(5)
-        )
+        self.v = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+        self.r, self.y = torch.empty_like(self.v), torch.empty_like(self.v)
         torch.mul(weight, self.scale, out=self.r)
-        self.norms: Tensor
-        self.refresh_y()
+        self.transform(self.r, self.y, back=False)
+        self.sums = [measure(self.r), measure(self.y)]  # of r and of y
 
-    def step(self, into_v: bool, live: Tensor) -> Tensor:
-        """One sign step, of size 0 if `live` is 0; updates `norms` and returns its c."""
-        near, far, part = (self.y, self.r, self.v) if into_v else (self.r, self.y, self.u)
-        l1 = self.norms[1 if into_v else 0]
-        count = write_signs(near, self.image)
-        self._transform(self.image, back=into_v)
-        c = live * l1 / count.clamp(min=1)
-        l1_near, l1_far, squared = take_step(c.to(near.dtype), near, part, far, self.image)
-        self.norms = torch.stack((l1_far, l1_near, squared) if into_v else (l1_near, l1_far, squared))
+    @property
+    def norms(self) -> Tensor:
+        """See the class."""
+        (l1_u, _, squared), (l1_v, _, _) = self.sums
+        return torch.stack((l1_u, l1_v, squared))
+
+    def step(self, into_v: bool, live: Tensor | None = None) -> Tensor:
+        """Take a sign step and return its c; where `live` is 0, nothing changes and c is 0."""
+        near, far = (self.y, self.r) if into_v else (self.r, self.y)
+        l1, count, _ = self.sums[into_v]
+        c = l1 / count.clamp(min=1)
+        if live is not None:
+            c = c * live
+        self.sums[into_v] = take_step(c.to(near.dtype), near, self.v if into_v else None)
+        if live is None:
+            self.transform(near, far, back=into_v)
+        else:
+            image = torch.empty_like(far)
+            self.transform(near, image, back=into_v)
+            torch.where(live > 0, image, far, out=far)
+        self.sums[not into_v] = measure(far)
         return c
 
-    def refresh_r(self) -> float:
-        """Compute r from the weight, u and v, without what rounding has added to it; returns |r|_F^2."""
-        self._transform(self.image.copy_(self.v), back=True)
-        torch.mul(self.weight, self.scale, out=self.r)
-        self.r.sub_(self.u).sub_(self.image)
-        self.norms = norms(self.r, self.y)
-        return float(self.norms[2])
+    def finish(self) -> tuple[Tensor, Tensor, float]:
+        """The parts u and v of the weight, and from them scale^2 |weight - u - left v right^T|_F^2."""
+        taken = torch.empty_like(self.v)
+        self.transform(self.v, taken, back=True)
+        u = torch.mul(self.weight, self.scale, out=self.y).sub_(taken).sub_(self.r)
+        rest = torch.mul(self.weight, self.scale, out=self.r).sub_(taken).sub_(u)
+        return u.div_(self.scale), self.v.div_(self.scale), float(measure(rest)[2])
 
-    def refresh_y(self) -> None:
-        """Compute y from r."""
-        self._transform(self.y.copy_(self.r), back=False)
-        self.norms = norms(self.r, self.y)
-
-    def _transform(self, matrix: Tensor, back: bool) -> None:
-        """In place: matrix <- left^T matrix right, or back: matrix <- left matrix right^T."""
+    def transform(self, source: Tensor, target: Tensor, back: bool) -> None:
+        """target <- left^T source right, or back: target <- left source right^T."""
         across, down = (self.right.apply, self.left.apply) if back else (self.right.adjoint, self.left.adjoint)
-        across(matrix, dim=1, out=matrix)
-        down(matrix, dim=0, out=matrix)
+        across(source, dim=1, out=target)
+        down(target, dim=0, out=target)

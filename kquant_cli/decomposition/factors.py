@@ -7,8 +7,6 @@ from torch import Tensor
 
 from kquant_cli.errors import KQuantError
 
-REFRESH_EVERY = 256  # iterations after which the carried residuals are computed afresh, against rounding
-
 
 @dataclass(frozen=True)
 class KashinFactors:
@@ -42,6 +40,16 @@ def check_limits(max_iter: int, tol: float) -> None:
     """Refuse, with ValueError, limits under which no iteration makes sense."""
     if max_iter < 0 or not tol >= 0:
         raise ValueError(f"max_iter and tol must not be negative, but are {max_iter} and {tol}.")
+
+
+def stop_below(tol: float, dtype: torch.dtype) -> float:
+    """The relative squared residual to stop below: with `rounding`, it is still below tol^2, if anything can be."""
+    return max(tol**2 - rounding(dtype), tol**2 / 4)
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """What the rounding of u, v and the transform adds to a relative squared residual, at most."""
+    return (2 * torch.finfo(dtype).eps) ** 2
 
 
 def working_precision(x: Tensor) -> Tensor:

@@ -3,24 +3,24 @@
 The algorithm is the paper's (arXiv 2404.09737). With R the residual and Y = left^T R right the same residual in the
 coordinates of v, one iteration is
 
-    greedy rule:  |R|_1 > |Y|_1:  S = sign(R),  c = |R|_1 / |S|^2,  u += c S,  R -= c S,  Y -= c left^T S right
-                  otherwise:      S = sign(Y),  c = |Y|_1 / |S|^2,  v += c S,  Y -= c S,  R -= c left S right^T
+    greedy rule:  |R|_1 > |Y|_1:  S = sign(R),  c = |R|_1 / |S|^2,  u += c S,  R -= c S,  Y = left^T R right
+                  otherwise:      S = sign(Y),  c = |Y|_1 / |S|^2,  v += c S,  Y -= c S,  R = left Y right^T
 
-Both residuals are carried, so an iteration costs a single transform, of a matrix of signs; the rest is bound by memory.
+Both residuals are carried (see `carried.py`), so an iteration costs a single transform; the rest is bound by memory.
 
 On a GPU the host does not wait for the norms of every step. It guesses the sides to come, queues a batch of steps, and
 lets a flag on the device set c to 0 from the first step that turns out to be a wrong guess or one too many. Then it
 reads the trace of the batch and goes on from there: the result is the same as with batches of one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kquant_cli.bases import Basis
 from kquant_cli.decomposition.carried import CarriedResidual
-from kquant_cli.decomposition.factors import REFRESH_EVERY, KashinFactors, check_limits, working_precision
+from kquant_cli.decomposition.factors import KashinFactors, check_limits, rounding, stop_below, working_precision
 from kquant_cli.decomposition.rules import Rule, find_rule, likely_side
 
 GPU_BATCH = 16  # the most steps queued before the host looks at their trace
@@ -61,54 +61,38 @@ def decompose_matrix(
     if weight.shape != (left.size, right.size):
         shape = tuple(weight.shape)
         raise ValueError(f"A weight of shape {shape} does not fit bases of the sizes {left.size} and {right.size}.")
-    carried = CarriedResidual(working_precision(weight), left, right)
+    weight = working_precision(weight)
+    carried = CarriedResidual(weight, left, right)
     whole = float(carried.norms[2])
-    steps, squared = _iterate(carried, choose, max_iter, tol**2 * whole, batch or (GPU_BATCH if weight.is_cuda else 1))
+    target = stop_below(tol, weight.dtype) * whole
+    steps = _iterate(carried, choose, max_iter, target, batch or (GPU_BATCH if weight.is_cuda else 1))
+    u, v, squared = carried.finish()
     return KashinFactors(
-        u=carried.u.div_(carried.scale),
-        v=carried.v.div_(carried.scale),
+        u=u,
+        v=v,
         residuals=(torch.tensor([step.squared for step in steps], dtype=torch.float64) / whole).sqrt(),
         coefficients=torch.tensor([step.c for step in steps], dtype=torch.float64) / float(carried.scale),
         into_v=torch.tensor([step.into_v for step in steps], dtype=torch.bool),
-        converged=squared < tol**2 * whole or squared == 0,
+        converged=squared + rounding(weight.dtype) * whole < tol**2 * whole or whole == 0,
     )
 
 
-def _iterate(
-    carried: CarriedResidual, choose: Rule, max_iter: int, target: float, batch: int
-) -> tuple[list[Step], float]:
-    """Step until |R|_F^2 < target; returns the steps and the |R|_F^2 that was computed from u and v at the end.
-
-    Rounding parts the carried residual from the true one. So the true one is computed before the iteration may end, and
-    every REFRESH_EVERY steps; if it is not small enough, it replaces the carried one and the iteration goes on.
-    """
+def _iterate(carried: CarriedResidual, choose: Rule, max_iter: int, target: float, batch: int) -> list[Step]:
+    """Step until |R|_F^2 < target, at most `max_iter` times; a matrix of zeros takes no step."""
     steps: list[Step] = []
     l1_u, l1_v, squared = carried.norms.tolist()
+    ahead = min(batch, 2)
     if squared == 0:
-        return steps, squared
-    next_look, next_refresh, failures, ahead = 0, REFRESH_EVERY, 0, min(batch, 2)
-    while True:
-        done = len(steps)
-        looks_small = squared < target and done >= next_look
-        if looks_small or done in (max_iter, next_refresh):
-            squared = carried.refresh_r()
-            if steps:
-                steps[-1] = replace(steps[-1], squared=squared)
-            if squared < target or done == max_iter:
-                return steps, squared
-            carried.refresh_y()
-            l1_u, l1_v, _ = carried.norms.tolist()
-            next_refresh = done + REFRESH_EVERY
-            if looks_small:  # a tolerance below the rounding errors is not looked at after every step
-                failures += 1
-                next_look = done + failures
-        count = min(ahead, max_iter - done, next_refresh - done)
+        return steps
+    while len(steps) < max_iter and squared >= target:
+        count = min(ahead, max_iter - len(steps))
         known = [step.into_v for step in steps[-GUESS_FROM:]] if count > 1 else []
-        sides = [*known, bool(choose(done, l1_u, l1_v))]
-        taken = _take_batch(carried, choose, done, sides, count, target)
+        sides = [*known, bool(choose(len(steps), l1_u, l1_v))]
+        taken = _take_batch(carried, choose, len(steps), sides, count, target)
         steps += taken
         l1_u, l1_v, squared = taken[-1].l1_u, taken[-1].l1_v, taken[-1].squared
         ahead = min(batch, len(taken) + 1)  # a wrong guess wastes the steps behind it
+    return steps
 
 
 def _take_batch(
@@ -116,11 +100,11 @@ def _take_batch(
 ) -> list[Step]:
     """Queue `count` steps, then read which of them were to be taken: at least the first, whose side ends `sides`."""
     live = torch.ones((), dtype=torch.float64, device=carried.norms.device)
-    rows = []
-    for iteration in range(done, done + count):
-        if iteration > done:
-            sides.append(likely_side(choose, iteration, sides))
-            live = live * (carried.norms[2] >= target) * (choose(iteration, *carried.norms[:2]) == sides[-1])
+    c = carried.step(sides[-1])
+    rows = [torch.cat([torch.stack([live, c]), carried.norms])]
+    for iteration in range(done + 1, done + count):
+        sides.append(likely_side(choose, iteration, sides))
+        live = live * (carried.norms[2] >= target) * (choose(iteration, *carried.norms[:2]) == sides[-1])
         c = carried.step(sides[-1], live)
         rows.append(torch.cat([torch.stack([live, c]), carried.norms]))
     table = torch.stack(rows).tolist()  # the one wait for the device

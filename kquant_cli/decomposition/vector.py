@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 from kquant_cli.bases import Basis
-from kquant_cli.decomposition.factors import REFRESH_EVERY, KashinFactors, check_limits, unit_scale, working_precision
+from kquant_cli.decomposition.factors import (
+    KashinFactors,
+    check_limits,
+    rounding,
+    stop_below,
+    unit_scale,
+    working_precision,
+)
 from kquant_cli.decomposition.rules import Rule, find_rule
 
 CPU_BLOCK = 2**18  # elements that go through the iteration together
 GPU_BLOCK = 2**26
-GPU_LOOK = 16  # iterations between two looks at whether a row still runs
+GPU_LOOK = 16  # iterations between two looks at whether a row is still live, for which the host waits
 
 
 @torch.no_grad()
@@ -51,82 +58,55 @@ def _lengthen(trace: Tensor, iterations: int, repeat: bool = False) -> Tensor:
 
 
 def _decompose_rows(x: Tensor, basis: Basis, choose: Rule, max_iter: int, tol: float) -> KashinFactors:
-    """One block of rows, x (rows, size), through all its iterations."""
-    rows = _Rows(x, basis, tol)
-    squared, c, into_v = [], [], []  # of (rows,) each
-    look = GPU_LOOK if x.is_cuda else 1  # a GPU waits for the host only then
+    """One block of rows, x (rows, size), through all its iterations; a row is live until its residual is small."""
+    scale = unit_scale(x.abs().amax(1, keepdim=True))  # (rows, 1)
+    x = x * scale
+    r, y, v = x.clone(), basis.adjoint(x), torch.zeros_like(x)
+    whole = _squared(r)  # (rows,), as everything in the traces
+    target = stop_below(tol, x.dtype) * whole
+    live = (whole >= target) & (whole > 0)
+    squared, sizes, into_v = [], [], []
     for iteration in range(max_iter):
-        if iteration % look == 0 and bool(rows.settled.all()):
+        if (not x.is_cuda or iteration % GPU_LOOK == 0) and not live.any():
             break
-        step = rows.step(choose, iteration)
-        squared.append(rows.squared)
-        c.append(step[0])
-        into_v.append(step[1])
-        if (iteration + 1) % REFRESH_EVERY == 0:
-            rows.refresh(~rows.settled)
-        elif (iteration + 1) % look == 0:
-            rows.refresh(~rows.settled & ~rows.live)
-    rows.refresh(~rows.settled)
-    taken = int(sum(bool(row.any()) for row in c))  # after the last look a GPU may have gone round for nothing
-    none = x.new_zeros(0, len(x))
+        l1_u, l1_v = r.abs().sum(1), y.abs().sum(1)
+        to_v = torch.as_tensor(choose(iteration, l1_u, l1_v), device=x.device).expand_as(live) & live
+        near = torch.where(to_v[:, None], y, r)
+        signs = near.sign()
+        c = live * torch.where(to_v, l1_v, l1_u) / signs.abs().sum(1).clamp(min=1)
+        near.addcmul_(signs, c[:, None], value=-1)
+        v.addcmul_(signs, (c * to_v)[:, None])
+        far = _transform_rows(basis, near, to_v, live)
+        r = torch.where((to_v ^ live)[:, None], near, torch.where(to_v[:, None], far, r))
+        y = torch.where(to_v[:, None], near, torch.where(live[:, None], far, y))
+        squared.append(_squared(r))
+        sizes.append(c)
+        into_v.append(to_v)
+        live = live & (squared[-1] >= target)
+    taken = sum(bool(c.any()) for c in sizes)  # after the last look a GPU may have gone round for nothing
+    image = basis.apply(v)
+    u = x - image - r
+    rest = _squared(x - image - u) + rounding(x.dtype) * whole
+    none = torch.zeros(0, len(x))
     return KashinFactors(
-        u=rows.u / rows.scale,
-        v=rows.v / rows.scale,
-        residuals=(torch.stack(squared[:taken]) / rows.whole.clamp(min=1e-300)).sqrt() if taken else none,
-        coefficients=torch.stack(c[:taken]) / rows.scale[:, 0] if taken else none,
-        into_v=torch.stack(into_v[:taken]) if taken else none.bool(),
-        converged=bool(rows.settled.all()),
+        u=u / scale,
+        v=v / scale,
+        residuals=(torch.stack(squared[:taken]) / whole.clamp(min=1e-300)).sqrt().cpu() if taken else none.double(),
+        coefficients=(torch.stack(sizes[:taken]) / scale[:, 0]).double().cpu() if taken else none.double(),
+        into_v=torch.stack(into_v[:taken]).cpu() if taken else none.bool(),
+        converged=bool(((rest < tol**2 * whole) | (whole == 0)).all()),
     )
 
 
-class _Rows:
-    """The state of a block: per row, live until its carried residual is small, settled once the true one is."""
-
-    def __init__(self, x: Tensor, basis: Basis, tol: float):
-        self.basis = basis
-        self.scale = unit_scale(x.abs().amax(1, keepdim=True))  # (rows, 1)
-        self.x = x * self.scale
-        self.u, self.v = torch.zeros_like(x), torch.zeros_like(x)
-        self.r, self.y = self.x.clone(), basis.adjoint(self.x).clone()
-        self.squared = self.whole = _squared(self.r)  # (rows,) each from here on
-        self.target = tol**2 * self.whole
-        self.settled = (self.whole < self.target) | (self.whole == 0)
-        self.live = ~self.settled
-
-    def step(self, choose: Rule, iteration: int) -> tuple[Tensor, Tensor]:
-        """A sign step of every live row; returns its c (0 for the others) and whether it went into v."""
-        l1_u, l1_v = self.r.abs().sum(1), self.y.abs().sum(1)
-        into_v = torch.as_tensor(choose(iteration, l1_u, l1_v), device=l1_u.device).expand_as(self.live) & self.live
-        signs = torch.where(into_v[:, None], self.y, self.r).sign_()
-        image = self._image(signs, into_v)
-        c = self.live * torch.where(into_v, l1_v, l1_u) / signs.abs().sum(1).clamp(min=1)
-        self.u.addcmul_(signs, (c * ~into_v)[:, None])
-        self.v.addcmul_(signs, (c * into_v)[:, None])
-        self.r.addcmul_(torch.where(into_v[:, None], image, signs), c[:, None], value=-1)
-        self.y.addcmul_(torch.where(into_v[:, None], signs, image), c[:, None], value=-1)
-        self.squared = _squared(self.r)
-        self.live = self.live & (self.squared >= self.target)
-        return c, into_v
-
-    def refresh(self, chosen: Tensor) -> None:
-        """Compute r, y and |r|^2 of the chosen rows from x, u and v, without rounding errors; settle or revive them."""
-        rows = chosen.nonzero()[:, 0]
-        if len(rows):
-            self.r[rows] = self.x[rows] - self.u[rows] - self.basis.apply(self.v[rows])
-            self.y[rows] = self.basis.adjoint(self.r[rows])
-            self.squared[rows] = _squared(self.r[rows])
-            self.settled[rows] = self.squared[rows] < self.target[rows]
-            self.live[rows] = ~self.settled[rows]
-
-    def _image(self, signs: Tensor, into_v: Tensor) -> Tensor:
-        """The signs in the other coordinates: Q s for the rows that go into v, Q^T s for the others."""
-        if signs.is_cuda:  # selecting rows would wait for the device
-            return torch.where(into_v[:, None], self.basis.apply(signs), self.basis.adjoint(signs))
-        image = torch.zeros_like(signs)
-        for chosen, transform in ((into_v, self.basis.apply), (self.live & ~into_v, self.basis.adjoint)):
-            if chosen.any():
-                image[chosen] = transform(signs[chosen])
-        return image
+def _transform_rows(basis: Basis, rows: Tensor, to_v: Tensor, live: Tensor) -> Tensor:
+    """The rows in the other coordinates: Q y for those whose step went into v, Q^T r for the others that are live."""
+    if rows.is_cuda:  # selecting rows would wait for the device
+        return torch.where(to_v[:, None], basis.apply(rows), basis.adjoint(rows))
+    far = torch.zeros_like(rows)
+    for chosen, transform in ((to_v, basis.apply), (live & ~to_v, basis.adjoint)):
+        if chosen.any():
+            far[chosen] = transform(rows[chosen])
+    return far
 
 
 def _squared(x: Tensor) -> Tensor:
