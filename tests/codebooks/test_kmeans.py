@@ -49,10 +49,11 @@ def test_goes_the_way_of_scikit_learn(points: torch.Tensor, k: int) -> None:
     theirs = reference(points, start, 30, 5e-6)
     assert ours.iterations == theirs.n_iter_
     assert ours.inertia == pytest.approx(theirs.inertia_, rel=1e-6)
-    scale = float(points.abs().max())
-    torch.testing.assert_close(
-        ours.centroids.double(), torch.from_numpy(theirs.cluster_centers_), rtol=0, atol=1e-5 * scale
-    )
+    # as sets: it gives the farthest points to empty clusters in no particular order
+    distances = torch.cdist(ours.centroids.double(), torch.from_numpy(theirs.cluster_centers_))
+    near = 1e-5 * float(points.abs().max())
+    assert float(distances.amin(dim=0).max()) < near
+    assert float(distances.amin(dim=1).max()) < near
 
 
 def test_stops_when_no_point_changes_its_cluster() -> None:
