@@ -36,6 +36,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     started = Barrier(threads + 1)
 
     def compute_alone() -> None:
+        torch.get_num_threads()  # a thread takes over the general number when it first asks: it must not do so later
         torch.set_num_threads(1)
         started.wait()
 

@@ -52,7 +52,7 @@ def test_blocks_can_be_written_in_inference_mode(inference: bool) -> None:
 
 
 def test_clustering_gives_the_same_bits_with_any_number_of_threads() -> None:
-    points = torch.randn(700_000, 2, generator=torch.Generator().manual_seed(0))  # three blocks
+    points = torch.randn(700_000, 2, generator=torch.Generator().manual_seed(0))  # several stretches
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CPU_STRETCH, GPU_STRETCH = 2**18, 2**24  # points that are visited together: on a CPU they stay in the cache
+CPU_STRETCH, GPU_STRETCH = 2**17, 2**24  # points that are visited together: on a CPU they stay in the cache
 FINE = 8  # cells along each axis of a block of cells
 SAMPLE = 2**16
 LEFT_OUT = 1e-3
