@@ -67,10 +67,20 @@ class EncoderConfig(_Strict):
     max_iter: int = Field(200, ge=1, description="most iterations of the decomposition")
     tol: Tolerance = Field(1e-6, description="relative residual at which the decomposition has converged")
     init: Literal["grid", "kmeans++", "peaks"] = Field("grid", description="start of k-means")
-    restarts: int = Field(5, ge=1, description="starts of k-means, compared on a sample; those after the first are k-means++")
+    restarts: int = Field(5, ge=1, description="starts of k-means, compared on a sample; k-means++ after the first")
     kmeans_iter: int = Field(300, ge=0, description="most iterations of k-means")
     kmeans_tol: Tolerance = Field(5e-6, description="relative movement of the centroids at which k-means stops")
     group_size: int = Field(128, ge=0, description="columns that share a scale in `uniform`; 0: one range a tensor")
+
+
+READ_BY: dict[str, set[str]] = {  # settings beside encoder, bits and seed
+    "greedy": {
+        *("basis", "basis_count", "form", "rule", "max_iter", "tol"),
+        *("init", "restarts", "kmeans_iter", "kmeans_tol"),
+    },
+    "uniform": {"group_size"},
+    "kmeans": {"init", "restarts", "kmeans_iter", "kmeans_tol"},
+}
 
 
 class LayerRule(BaseModel):
@@ -78,6 +88,10 @@ class LayerRule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     match: str = Field(description="pattern on the matrix's name, such as *.fc2")
+
+    def fits(self, name: str) -> bool:
+        """Whether `match`, with or without its ending .weight, fits the module name."""
+        return fnmatchcase(name, self.match.removesuffix(".weight"))
 
     def apply(self, base: EncoderConfig) -> EncoderConfig:
         """The settings of `base` with this rule's in their place; raises pydantic's ValidationError."""
@@ -104,7 +118,7 @@ class CompressConfig(EncoderConfig):
         """The settings for the matrix of that module name."""
         config = self.base()
         for rule in self.layers:
-            if fnmatchcase(name, rule.match):
+            if rule.fits(name):
                 config = rule.apply(config)
         return config
 
@@ -113,7 +127,9 @@ class CompressConfig(EncoderConfig):
         if self.on_no_convergence in ("encode", "keep"):
             return None
         encoder, _, bits = self.on_no_convergence.partition(":")
-        changes = {"encoder": encoder} | ({"bits": int(bits)} if bits.isdigit() else {"bits": bits} if bits else {})
+        changes = {"encoder": encoder} | (
+            {"bits": int(bits)} if bits.isascii() and bits.isdecimal() else {"bits": bits} if bits else {}
+        )
         return EncoderConfig.model_validate({**config.model_dump(), **changes})
 
 
@@ -128,7 +144,23 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
     values: dict[str, Any] = _read_yaml(path) if path else {}
     source = str(path) if path else "settings"
     _validated(values, source)
-    return _validated({**values, **(overrides or {})}, "command line")
+    config = _validated({**values, **(overrides or {})}, "command line")
+    _check_read(config, overrides or {})
+    return config
+
+
+def _check_read(config: CompressConfig, flags: Mapping[str, Any]) -> None:
+    """Refuse a flag that no encoder of these settings reads."""
+    settings = [config.base(), *(rule.apply(config.base()) for rule in config.layers)]
+    settings += [fallback for c in settings if (fallback := config.fallback(c))]
+    encoders = {c.encoder for c in settings}
+    for flag in flags:
+        readers = [name for name, read in READ_BY.items() if flag in read]
+        if readers and not encoders & set(readers):
+            raise KQuantError(
+                f"command line: `{flag}` means nothing to the encoder {' or '.join(sorted(encoders))}; leave it out, "
+                f"or choose --encoder {' or '.join(readers)}"
+            )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -140,7 +172,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""
         raise KQuantError(f"{path}: not valid YAML{line}; expected lines of `key: value`") from error
-    if not isinstance(values or {}, dict):
+    if values is not None and not isinstance(values, dict):
         raise KQuantError(f"{path}: expected lines of `key: value`, found {type(values).__name__}")
     return values or {}
 
@@ -183,6 +215,8 @@ def _explain(error: ValidationError, prefix: str = "") -> str:
         return f"`{path}` is not a setting{nearest(key, known) or '; known are ' + ', '.join(known)}"
     if first["type"] == "literal_error":
         return f"`{path}` is {value!r}, expected {first['ctx']['expected']}{nearest(str(value), _literals(key))}"
+    if first["type"] == "invalid_key":
+        return f"`{path}` is not a setting; known are {', '.join(CompressConfig.model_fields)}"
     if first["type"] == "missing":
         return f"`{path}` is missing"
     expected = first["msg"].removeprefix("Input should be ")

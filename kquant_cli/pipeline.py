@@ -6,8 +6,8 @@ A run is identified by its fingerprint: settings, format and the content of the 
 
 from __future__ import annotations
 
-import errno
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ import torch
 
 import kquant_cli
 from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle, write_json
+from kquant_cli.bundle.place import check_place, fresh, is_free, put_in_place, writing
 from kquant_cli.bundle.reader import open_bundle
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
@@ -56,12 +57,14 @@ def compress(
     KQuantError
         `out` is something else that may not be replaced, a weight is not finite, or no space is left.
     """
-    identity = _identity(plan)
-    if not _may_write(out, plan.checkpoint.path, identity["fingerprint"], overwrite=overwrite):
-        return False
+    check_place(out, plan.checkpoint.path)
     began = time.perf_counter()
-    try:
-        staging = Staging(out, identity["fingerprint"])
+    with writing(out, 2 * plan.estimated_bytes):
+        _check_owner(out)
+        identity, versions = _identity(plan), _versions(device)
+        if not overwrite and not is_free(out) and _is_same(out, identity["fingerprint"]):
+            return False
+        staging = Staging(out, " ".join([identity["fingerprint"], *versions.values()]))
         if staging.discarded:
             say(f"unfinished work with other settings or weights in {staging.folder} was thrown away")
         staged = {}
@@ -71,20 +74,11 @@ def compress(
             staged[job.matrix.tensor] = done or staging.save(job.matrix.name, *_encode(plan, job, device))
             record = staged[job.matrix.tensor].record
             progress(Progress(job, record, done is not None, time.perf_counter() - start))
-        folder = staging.fresh()
-        _write(plan, folder, staged, identity | {"versions": _versions(device)})
+        folder = fresh(staging.folder)
+        _write(plan, folder, staged, identity | {"versions": versions})
         run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": peak_memory()}
         write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
-        staging.finish(out)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise KQuantError(
-                f"{out}: cannot be written ({error.strerror or error}); choose another --output"
-            ) from error
-        raise KQuantError(
-            f"{out}: no space left on the device, about {2 * plan.estimated_bytes / 1e6:.0f} MB are needed; free some "
-            f"and run the same command again (finished matrices are kept)"
-        ) from error
+        put_in_place(staging.folder, out)
     return True
 
 
@@ -108,37 +102,33 @@ def _versions(device: torch.device | str) -> dict[str, str]:
     return versions | {"python": platform.python_version(), "device": torch.device(device).type}
 
 
-def _may_write(out: Path, source: Path, fingerprint: str, *, overwrite: bool) -> bool:
-    """Whether `out` is free; False when the same bundle is there; KQuantError when something else is."""
-    if out.resolve().is_relative_to(source.resolve()):
-        raise KQuantError(f"{out}: lies inside the source's folder, whose files it would hold; choose another --output")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return True
-    if not out.is_dir() or not is_bundle(out):
+def _check_owner(out: Path) -> None:
+    if not is_free(out) and not is_bundle(out):
         raise KQuantError(f"{out}: exists and is not a kquant bundle, so it is not touched; choose another --output")
-    if overwrite:
-        return True
-    bundle = open_bundle(out)
-    if bundle.manifest.get("fingerprint") != fingerprint:
+
+
+def _is_same(out: Path, fingerprint: str) -> bool:
+    """Whether the whole bundle of that fingerprint is there; KQuantError when it is another one."""
+    if open_bundle(out).manifest.get("fingerprint") != fingerprint:
         raise KQuantError(
             f"{out}: is a bundle of other settings or of another source; give --overwrite to replace it, or another "
             f"--output"
         )
-    return False
+    return True
 
 
 def _encode(plan: Plan, job: Job, device: torch.device | str) -> tuple[EncodedMatrix | None, Record]:
     """Encode one matrix, or the settings' answer to one that does not converge."""
     weight = plan.checkpoint.read(job.matrix.tensor)
-    if not torch.isfinite(weight).all():
-        raise KQuantError(
-            f"{plan.checkpoint.name}: tensor {job.matrix.tensor!r} has entries that are not finite; mend the "
-            f"checkpoint, or leave the tensor out with --exclude {job.matrix.tensor}"
-        )
     weight = (weight.T if job.matrix.transposed else weight).contiguous().to(device)
     encoded = encode(weight, job.config)
     assert encoded.record is not None
     record = encoded.record
+    if not math.isfinite(record.relative_error):
+        raise KQuantError(
+            f"{plan.checkpoint.name}: tensor {job.matrix.tensor!r} has entries too large to be encoded; leave it out "
+            f"with --exclude {job.matrix.tensor}"
+        )
     if record.converged is False and plan.config.on_no_convergence != "encode":
         fallback = plan.config.fallback(job.config)
         if fallback is None:

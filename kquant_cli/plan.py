@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from kquant_cli.bundle.writer import RESERVED
 from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
 from kquant_cli.config import CompressConfig, EncoderConfig
 from kquant_cli.encoders import check_basis, encoded_bytes
+from kquant_cli.errors import KQuantError
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,18 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
         No matrix is selected, a pattern matches nothing, or a basis cannot have a size that it would need.
     """
     selection = select_matrices(checkpoint, config.include, config.exclude)
+    for rule in config.layers:
+        if not any(fnmatchcase(matrix.name, rule.match.removesuffix(".weight")) for matrix in selection.matrices):
+            raise KQuantError(
+                f"layers: the pattern {rule.match!r} fits no matrix to be encoded; expected one for names such as "
+                f"{selection.matrices[0].name!r}"
+            )
     jobs = tuple(Job(matrix, config.for_matrix(matrix.name)) for matrix in selection.matrices)
     for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
         check_basis(shape, settings)
-    return Plan(checkpoint, config, jobs, selection.notes)
+    taken = [str(name) for name in checkpoint.other_files if name.as_posix() in RESERVED]
+    lost = (f"the source's {', '.join(taken)} is not copied: a bundle has its own",) if taken else ()
+    return Plan(checkpoint, config, jobs, selection.notes + lost)
 
 
 def default_output(checkpoint: Checkpoint, config: CompressConfig) -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kquant_cli.config import CompressConfig, EncoderConfig, load_config
+from kquant_cli.config import READ_BY, CompressConfig, EncoderConfig, load_config
 from kquant_cli.errors import KQuantError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -74,6 +74,9 @@ def test_fallback():
         ("layers:\n- {bits: 3}", "`layers.0.match` is missing"),
         ("on_no_convergence: kep", "did you mean `keep`?"),
         ("on_no_convergence: uniform:9", "BITS from 1 to 8"),
+        ("on_no_convergence: uniform:²", "BITS from 1 to 8"),
+        ("1: 2", "`1` is not a setting"),
+        ("false", "expected lines of `key: value`, found bool"),
         ("- 1", "expected lines of `key: value`, found list"),
         ("a: [", "not valid YAML at line 1"),
     ],
@@ -92,3 +95,26 @@ def test_a_flag_is_named_as_such(tmp_path):
         load_config(None, {"bits": 12})
     with pytest.raises(KQuantError, match=r"gone.yaml: cannot be read"):
         load_config(tmp_path / "gone.yaml")
+
+
+def test_a_flag_that_the_encoder_does_not_read_is_refused():
+    with pytest.raises(KQuantError, match="`basis` means nothing to the encoder uniform"):
+        load_config(None, {"encoder": "uniform", "basis": "qr"})
+    with pytest.raises(KQuantError, match="`group_size` means nothing to the encoder greedy"):
+        load_config(None, {"group_size": 64})
+    assert load_config(None, {"group_size": 64, "on_no_convergence": "uniform:4"}).group_size == 64
+    read = set.union(*READ_BY.values()) | {"encoder", "bits", "seed"}
+    assert read == set(EncoderConfig.model_fields)
+
+
+def test_the_words_are_those_of_the_registries():
+    from typing import get_args
+
+    from kquant_cli.bases import BASES
+    from kquant_cli.decomposition import RULES
+    from kquant_cli.encoders import ENCODERS
+
+    fields = EncoderConfig.model_fields
+    assert set(get_args(fields["basis"].annotation)) == set(BASES)
+    assert set(get_args(fields["rule"].annotation)) == set(RULES)
+    assert set(get_args(fields["encoder"].annotation)) == set(ENCODERS) == set(READ_BY)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 
-from kquant_cli.bundle.format import CONFIG, INDEX, MANIFEST, RESULTS, RUN, write_json
+from kquant_cli.bundle.format import CONFIG, INDEX, write_json
+from kquant_cli.bundle.place import check_place, fresh, is_free, open_part, put_in_place, writing
 from kquant_cli.bundle.reader import Bundle
 from kquant_cli.bundle.writer import Entry, copy_files, write_weights
 from kquant_cli.errors import KQuantError
+
+PROVENANCE = "kquant-dense.json"  # what the checkpoint was decoded from; marks the folder as one that may be replaced
 
 
 def write_dense(bundle: Bundle, out: Path, dtype: torch.dtype | None = None, *, overwrite: bool = False) -> int:
@@ -21,31 +23,29 @@ def write_dense(bundle: Bundle, out: Path, dtype: torch.dtype | None = None, *, 
     Raises
     ------
     KQuantError
-        `out` exists (and is not a dense checkpoint that `overwrite` may replace).
+        `out` overlaps with the bundle, exists (and is not a checkpoint of ours that `overwrite` may replace), or
+        cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise KQuantError(f"{out}: exists already; choose another --output, or --overwrite it")
-        if not (out / CONFIG).is_file():
-            raise KQuantError(f"{out}: exists and is not a model folder, so it is not overwritten; choose another")
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        total = write_weights(part, _entries(bundle, dtype))
+    check_place(out, bundle.path)
+    entries = _entries(bundle, dtype)
+    with writing(out, sum(entry.nbytes for entry in entries)):
+        if not is_free(out):
+            if not (out / PROVENANCE).is_file():
+                raise KQuantError(f"{out}: exists and was not written by kquant decompress; choose another --output")
+            if not overwrite:
+                raise KQuantError(f"{out}: exists already; choose another --output, or --overwrite it")
+        part, _ = open_part(out, "decompress")
+        folder = fresh(part)
+        total = write_weights(folder, entries)
         config = {k: v for k, v in bundle.config.items() if k != "quantization_config"}
         if dtype is not None:
             config = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": str(dtype).split(".")[1]}
-        write_json(part / CONFIG, config)
-        ours = {CONFIG, INDEX, MANIFEST, RUN, *{info.file.name for info in bundle.infos.values()}}
-        others = [p.relative_to(bundle.path) for p in sorted(bundle.path.rglob("*")) if p.is_file()]
-        copy_files(bundle.path, [p for p in others if p.name not in ours and p.parts[0] != RESULTS], part)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    if out.exists():
-        shutil.rmtree(out)
-    part.rename(out)
+        write_json(folder / CONFIG, config)
+        ours = {CONFIG, INDEX, *(info.file.name for info in bundle.infos.values())}
+        copy_files(bundle.path, [Path(name) for name in bundle.manifest["files"] if name not in ours], folder)
+        facts = {"bundle": bundle.manifest.get("fingerprint"), "source": bundle.manifest.get("source")}
+        write_json(folder / PROVENANCE, {"decoded_from": facts})
+        put_in_place(part, out)
     return total
 
 

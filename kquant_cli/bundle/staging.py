@@ -1,19 +1,19 @@
 """Finished matrices on their way into a bundle: durable one by one, so that an interrupted run goes on where it was.
 
-`<bundle>.part/` has `state.json` with the run's fingerprint and, for each finished matrix, `matrices/<n>.safetensors`
-and then `matrices/<n>.json` (name, layout, record), which says that the former is complete. Work of another fingerprint
-is thrown away. The bundle itself is written to `<bundle>.part/bundle` and renamed when complete.
+The run's part folder (place.py) has, for each finished matrix, `matrices/<n>.safetensors` and then `matrices/<n>.json`
+(name, layout, record), which says that the former is complete. A damaged pair counts as not finished.
 """
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from kquant_cli.bundle.format import read_json, write_json
+from kquant_cli.bundle.place import open_part
 from kquant_cli.encoded import EncodedMatrix, Layout, Record
 from kquant_cli.errors import KQuantError
 from kquant_cli.tensorfile import TensorFileWriter, TensorInfo, read_header
@@ -35,28 +35,25 @@ class Staged:
 
 
 class Staging:
-    """The folder beside the future bundle."""
+    """The finished matrices beside the future bundle."""
 
-    def __init__(self, out: Path, fingerprint: str) -> None:
-        """Open `<out>.part` for the run of that fingerprint; `discarded`: other work was there and thrown away."""
-        self.folder = out.with_name(out.name + ".part")
-        state, self.discarded = self.folder / "state.json", False
-        if self.folder.exists() and (not state.exists() or _fingerprint(state) != fingerprint):
-            shutil.rmtree(self.folder)
-            self.discarded = True
-        (self.folder / "matrices").mkdir(parents=True, exist_ok=True)
-        if not state.exists():
-            write_json(state, {"fingerprint": fingerprint})
+    def __init__(self, out: Path, owner: str) -> None:
+        """Take up the unfinished work of `owner` on the bundle `out`; `discarded`: another's was thrown away."""
+        self.folder, self.discarded = open_part(out, owner)
+        (self.folder / "matrices").mkdir(exist_ok=True)
 
     def find(self, name: str) -> Staged | None:
         """The finished matrix of that name, if there is one."""
         tensors, entry = self._files(name)
         if not entry.exists():
             return None
-        values = read_json(entry)
-        record = Record(**{**values["record"], "trace": tuple(values["record"]["trace"])})
-        layout = Layout.from_dict(values["layout"]) if values["layout"] else None
-        return Staged(name, layout, record, read_header(tensors) if layout else {})
+        try:
+            values = read_json(entry)
+            record = Record(**{**values["record"], "trace": tuple(values["record"]["trace"])})
+            layout = Layout.from_dict(values["layout"]) if values["layout"] else None
+            return Staged(name, layout, record, read_header(tensors) if layout else {})
+        except (KQuantError, KeyError, TypeError, ValueError):
+            return None
 
     def save(self, name: str, encoded: EncodedMatrix | None, record: Record) -> Staged:
         """Make a matrix durable; `encoded` None: it stays dense."""
@@ -71,33 +68,11 @@ class Staging:
         layout = encoded.layout if encoded is not None else None
         part = entry.with_suffix(".json.tmp")
         write_json(part, {"name": name, "layout": layout and layout.to_dict(), "record": asdict(record)})
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
         part.replace(entry)
         return Staged(name, layout, record, read_header(tensors) if layout else {})
 
     def _files(self, name: str) -> tuple[Path, Path]:
         stem = self.folder / "matrices" / sha256(name.encode()).hexdigest()[:24]
         return stem.with_suffix(".safetensors"), stem.with_suffix(".json")
-
-    def fresh(self) -> Path:
-        """An empty folder to write the bundle into."""
-        folder = self.folder / "bundle"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        return folder
-
-    def finish(self, out: Path) -> None:
-        """Rename the written bundle to its place; what is there now gives way."""
-        old = out.with_name(out.name + ".old")
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        (self.folder / "bundle").rename(out)
-        shutil.rmtree(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _fingerprint(state: Path) -> object:
-    try:
-        return read_json(state).get("fingerprint")
-    except KQuantError:
-        return None

@@ -24,6 +24,7 @@ from kquant_cli.bundle.staging import Staged
 from kquant_cli.tensorfile import TensorFileWriter, read_tensor
 
 SHARD_BYTES = 5_000_000_000
+RESERVED = (CONFIG, INDEX, MANIFEST, RUN)  # names that the bundle uses itself
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def write_weights(folder: Path, entries: Iterable[Entry], shard_bytes: int = SHA
 def copy_files(source: Path, names: Sequence[Path], folder: Path) -> None:
     """Copy the source's other files (relative paths), but none under a name that the bundle uses itself."""
     for name in names:
-        if name.as_posix() not in (CONFIG, INDEX, MANIFEST, RUN):
+        if name.as_posix() not in RESERVED:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -50,14 +51,14 @@ def _root(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; a KQuantError becomes one sentence on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that cannot show the bars shows question marks
+            stream.reconfigure(errors="replace")
     try:
         app(args=args)
     except KQuantError as error:
         log.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        log.print("interrupted; the same command goes on from what is finished", highlight=False)
-        sys.exit(130)
 
 
 def _escape(text: str) -> str:

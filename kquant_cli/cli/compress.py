@@ -54,7 +54,10 @@ def compress(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[bool, _output("Replace another bundle of that name.", "--overwrite")] = False,
     dry_run: Annotated[bool, _output("Show the plan and the estimated size only.", "--dry-run")] = False,
-    json_file: Annotated[Path | None, _output("Write the summary (or the plan) as JSON.", "--json")] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", dir_okay=False, help="Write the summary (or the plan) as JSON.", rich_help_panel=OUTPUT),
+    ] = None,
 ) -> None:
     """Compress a model, layer by layer. An interrupted run goes on when the same command runs again.
 
@@ -83,8 +86,12 @@ def compress(
         for note in plan.notes:
             log.print(f"note: {note}", highlight=False, markup=False)
     else:
-        with show_progress(plan, log) as (progress, say):
-            made = run(plan, out, device=where, overwrite=overwrite, progress=progress, say=say)
+        try:
+            with show_progress(plan, log) as (progress, say):
+                made = run(plan, out, device=where, overwrite=overwrite, progress=progress, say=say)
+        except KeyboardInterrupt:
+            log.print("interrupted: the same command goes on from what is finished", highlight=False)
+            raise typer.Exit(130) from None
         if not made:
             log.print(
                 f"{out}: this very bundle is there already, complete; nothing to do", highlight=False, markup=False

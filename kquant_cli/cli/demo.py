@@ -27,7 +27,7 @@ def demo(
     bundle = output or Path("bundles") / f"demo-{bits}bit"
     model = str(demo_model_path())
     _title(f"kquant compress {model} --bits {bits} -o {bundle}")
-    compress(model, output=bundle, bits=bits, device=device)
+    compress(model, output=bundle, bits=bits, device=device, overwrite=output is None)
     for path in (model, str(bundle)):
         _title(f"kquant eval {path} --task demo")
         evaluate(path, task="demo", device=device)

@@ -52,10 +52,13 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="auto (float32 on the CPU, the checkpoint's on a GPU), float32, float16, bfloat16.")
+        str,
+        typer.Option(help="auto (float32 on the CPU, the checkpoint's on a GPU), float32, float16, bfloat16, float64."),
     ] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Also write the results to this file.")
+    ] = None,
 ) -> None:
     """Measure the perplexity of a dense model or a bundle."""
     from transformers.utils import logging as transformers_logging

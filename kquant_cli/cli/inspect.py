@@ -12,7 +12,9 @@ from kquant_cli.cli.console import console, log, write_results
 
 def inspect(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle; by default the newest under bundles/.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here as JSON.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Write the numbers here as JSON.")
+    ] = None,
 ) -> None:
     """Show each layer's error, convergence and bits, and the totals.
 

@@ -63,7 +63,7 @@ def encode(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     if not torch.isfinite(weight).all():
         raise ValueError("the weight has entries that are not finite")
     source = str(weight.dtype).removeprefix("torch.")
-    weight = weight if weight.dtype == torch.float64 else weight.float()
+    weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     encoded = ENCODERS[config.encoder].encode(weight, config)
     assert encoded.record is not None
     record = replace(encoded.record, relative_error=_relative_error(weight, encoded))
@@ -71,6 +71,11 @@ def encode(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
 
 
 def _relative_error(weight: torch.Tensor, encoded: EncodedMatrix) -> float:
-    norm = float(torch.linalg.vector_norm(weight))
-    residual = encoded.decode(weight.dtype).sub_(weight)
-    return float(torch.linalg.vector_norm(residual)) / norm if norm else 0.0
+    norm = _norm(weight)
+    return _norm(encoded.decode(weight.dtype).sub_(weight)) / norm if norm else 0.0
+
+
+def _norm(matrix: torch.Tensor) -> float:
+    """|matrix|_F, in units of its largest entry, so that no square over- or underflows."""
+    largest = float(matrix.abs().max())
+    return largest * float(torch.linalg.vector_norm(matrix / largest)) if largest else 0.0

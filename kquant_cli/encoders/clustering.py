@@ -32,6 +32,14 @@ def cluster(points: torch.Tensor, config: EncoderConfig, peaks: torch.Tensor | N
     return kmeans(points, starts[0], **limits).centroids
 
 
+def root_mean_square(weight: torch.Tensor, *, by_row: bool = False) -> torch.Tensor:
+    """sqrt(mean w^2) of all entries (1, 1), or of each row (rows, 1); no square over- or underflows."""
+    dims = (1,) if by_row else (0, 1)
+    largest = weight.abs().amax(dim=dims, keepdim=True)
+    units = weight / torch.where(largest > 0, largest, 1)
+    return units.square_().mean(dim=dims, keepdim=True).sqrt() * largest
+
+
 def signed_sums(sizes: torch.Tensor) -> torch.Tensor:
     """All 2^n sums +-c1 +-c2 ... +-cn of the sizes (n,), ascending."""
     sums = sizes.new_zeros(1)

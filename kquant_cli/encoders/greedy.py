@@ -20,7 +20,7 @@ from kquant_cli.codebooks import nearest
 from kquant_cli.config import EncoderConfig
 from kquant_cli.decomposition import KashinFactors, decompose_matrix, decompose_vector
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout, Record
-from kquant_cli.encoders.clustering import cluster, signed_sums
+from kquant_cli.encoders.clustering import cluster, root_mean_square, signed_sums
 
 
 def greedy_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
@@ -43,7 +43,7 @@ def encode_greedy(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     layout = greedy_layout((weight.shape[0], weight.shape[1]), config)
     left, right, by_row = layout.frame.left_v, layout.frame.right_v, config.form == "vector"
     assert right is not None
-    scale = weight.square().mean(dim=1 if by_row else None, keepdim=True).sqrt().reshape(-1, 1)
+    scale = root_mean_square(weight, by_row=by_row)
     normed = weight / torch.where(scale > 0, scale, 1)
     limits: dict[str, Any] = {"max_iter": config.max_iter, "tol": config.tol, "rule": config.rule}
     if left is None:

@@ -7,7 +7,7 @@ import torch
 from kquant_cli.codebooks import nearest
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import EncodedMatrix, Layout, Record
-from kquant_cli.encoders.clustering import cluster, signed_sums
+from kquant_cli.encoders.clustering import cluster, root_mean_square, signed_sums
 
 
 def kmeans_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
@@ -27,7 +27,7 @@ def uniform_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
 
 def encode_kmeans(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     """K-means of all weights of the matrix into 2^bits centroids, with one scale, the root mean square."""
-    scale = weight.square().mean().sqrt().reshape(1, 1)
+    scale = root_mean_square(weight)
     points = (weight / torch.where(scale > 0, scale, 1)).reshape(-1, 1)
     peaks = scalar_peaks(points, config.bits).unsqueeze(1) if config.init == "peaks" else None
     codebook = cluster(points, config, peaks).float()

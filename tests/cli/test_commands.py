@@ -51,7 +51,7 @@ def test_every_setting_reaches_the_bundle(kquant, tiny_llama, tmp_path):
     flags = {
         "encoder": "greedy", "bits": 2, "basis": "butterfly", "basis_count": 2, "rule": "alternating", "form": "vector",
         "max_iter": 7, "tol": 0.001, "init": "peaks", "restarts": 2, "group_size": 64, "seed": 9,
-        "include": ["lm_head.weight"], "exclude": ["*.q_proj*"], "on_no_convergence": "kmeans:5",
+        "include": ["lm_head.weight"], "exclude": ["*.q_proj*"], "on_no_convergence": "uniform:5",
     }  # fmt: skip
     args = []
     for key, value in flags.items():
@@ -147,6 +147,11 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path, dtype):
         (("compress", "{model}", "--basis", "hadamrd"), "did you mean `hadamard`"),
         (("compress", "{model}", "--config", "{tmp}/none.yaml"), "none.yaml"),
         (("compress", "{model}", "--device", "tpu"), "'tpu'"),
+        (
+            ("compress", "{model}", "--encoder", "uniform", "--basis", "qr"),
+            "`basis` means nothing to the encoder uniform",
+        ),
+        (("decompress", "{model}", "-o", "{tmp}/d"), "is not a kquant bundle"),
         (("compress", "{model}", "--exclude", "*.q_prj*"), "*.q_prj*"),
         (("decompress", "{tmp}/nowhere", "-o", "{tmp}/d"), "is not a kquant bundle"),
         (("inspect", "{model}"), "is not a kquant bundle"),
@@ -232,6 +237,7 @@ def test_interrupt_from_outside_and_go_on(tmp_path):
     rest = process.stderr.read()
     assert process.wait() != 0
     assert "Traceback" not in rest
+    assert "the same command goes on" in rest
     assert not (tmp_path / "b").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "taken up from an earlier run" in done.stderr
@@ -244,3 +250,30 @@ def test_exotic_source_dtype(kquant, tmp_path):
     assert kquant("decompress", tmp_path / "b", "-o", tmp_path / "dense").code == 0
     tensors = load_file(Path(next((tmp_path / "dense").glob("*.safetensors"))))
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+
+
+def test_decompress_without_space_is_one_sentence(kquant, bundle, tmp_path, monkeypatch):
+    import errno
+
+    from kquant_cli.tensorfile import TensorFileWriter
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TensorFileWriter, "write", full)
+    result = kquant("decompress", bundle, "-o", tmp_path / "dense")
+    assert result.code == 2
+    assert "no space left on the device" in result.err
+    assert not (tmp_path / "dense").exists()
+
+
+def test_output_that_cannot_be(kquant, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out in (".", "file", "file/b", "loop", "x" * 300):
+        result = kquant("compress", tiny_llama, "-o", out, *QUICK)
+        assert result.code == 2, out
+        assert result.err.startswith("error: "), out
+    assert kquant("compress", tiny_llama, "-o", "b", *QUICK, "--json", "").code == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "loop"]

@@ -167,3 +167,18 @@ def test_refuses_what_is_no_weight():
 def test_planned_bytes_are_the_stored_bytes(config):
     stored = encode(gaussian(24, 300).float(), config).to_tensors().values()
     assert encoded_bytes((24, 300), config) == sum(t.numel() * t.element_size() for t in stored)
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+@pytest.mark.parametrize("changes", [{}, {"form": "vector", "rule": "alternating"}, {"encoder": "kmeans"}])
+def test_tiny_and_huge_weights(factor, changes):
+    """Their squares are beyond float32, their encoding is not."""
+    weight = gaussian(16, 32).float()
+    expected = encode(weight, EncoderConfig(**changes)).record.relative_error
+    assert encode(weight * factor, EncoderConfig(**changes)).record.relative_error == pytest.approx(expected, rel=0.05)
+
+
+def test_a_parameter_may_be_given():
+    for encoder in ("greedy", "kmeans", "uniform"):
+        encoded = encode(torch.nn.Linear(32, 16).weight, EncoderConfig(encoder=encoder))
+        assert not any(tensor.requires_grad for tensor in encoded.to_tensors().values())

@@ -149,9 +149,70 @@ def test_a_folder_that_is_not_ours_is_not_touched(tiny_llama, tmp_path, overwrit
 def test_an_output_inside_the_source_is_refused(tmp_path):
     source = tiny_models.make("opt", tmp_path / "source")
     before = contents(source)
-    with pytest.raises(KQuantError, match="lies inside the source's folder"):
+    with pytest.raises(KQuantError, match="overlaps with"):
         compress(source, source / "bundles" / "b")
     assert contents(source) == before
+
+
+@pytest.mark.parametrize("neighbour", ["b.part", "b.old"])
+def test_folders_of_others_beside_the_bundle_stay(tiny_llama, tmp_path, neighbour):
+    (tmp_path / neighbour).mkdir()
+    (tmp_path / neighbour / "thesis.tex").write_text("x")
+    compress(tiny_llama, tmp_path / "a")
+    if neighbour == "b.part":
+        with pytest.raises(KQuantError, match=r"b.part: is needed for unfinished work, but is not kquant's"):
+            compress(tiny_llama, tmp_path / "b")
+    else:
+        compress(tiny_llama, tmp_path / "b")
+        compress(tiny_llama, tmp_path / "b", overwrite=True, bits=2)
+    assert (tmp_path / neighbour / "thesis.tex").read_text() == "x"
+
+
+@pytest.mark.parametrize("damage", ["json", "safetensors"])
+def test_a_damaged_unfinished_matrix_is_encoded_again(tiny_llama, tmp_path, damage):
+    def stop(done: pipeline.Progress) -> None:
+        raise KeyboardInterrupt
+
+    plan = make_plan(open_checkpoint(tiny_llama), CompressConfig(**QUICK))
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.compress(plan, tmp_path / "b", progress=stop)
+    file = next((tmp_path / "b.part" / "matrices").glob(f"*.{damage}"))
+    file.write_bytes(file.read_bytes()[:40])
+    pipeline.compress(plan, tmp_path / "b")
+    assert contents(tmp_path / "b") == contents(compress(tiny_llama, tmp_path / "whole"))
+
+
+def test_decompress_replaces_only_what_it_wrote(tiny_llama, tmp_path):
+    bundle = open_bundle(compress(tiny_llama, tmp_path / "b"))
+    source = tiny_models.make("llama", tmp_path / "source")
+    before = contents(source)
+    for out in (tmp_path / "b", tmp_path / "b" / "dense", source):
+        with pytest.raises(KQuantError):
+            write_dense(bundle, out, overwrite=True)
+    assert contents(source) == before
+    open_bundle(tmp_path / "b")
+    write_dense(bundle, tmp_path / "dense")
+    write_dense(bundle, tmp_path / "dense", overwrite=True)
+
+
+def test_files_in_subfolders_survive_the_way_there_and_back(tmp_path):
+    source = tiny_models.make("llama", tmp_path / "source")
+    for name in ("1_Pooling/config.json", "results/old.json", "run.json"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("{}")
+    plan = make_plan(open_checkpoint(source), CompressConfig(**QUICK))
+    assert "run.json is not copied" in plan.notes[-1]
+    pipeline.compress(plan, tmp_path / "b")
+    write_dense(open_bundle(tmp_path / "b"), tmp_path / "dense")
+    assert (tmp_path / "dense" / "1_Pooling" / "config.json").exists()
+    assert (tmp_path / "dense" / "results" / "old.json").exists()
+
+
+def test_a_rule_for_no_layer_is_refused(tiny_llama, tmp_path):
+    with pytest.raises(KQuantError, match=r"'\*\.q_prj' fits no matrix"):
+        compress(tiny_llama, tmp_path / "b", layers=({"match": "*.q_prj", "bits": 2},))
+    bundle = open_bundle(compress(tiny_llama, tmp_path / "b", layers=({"match": "*.q_proj.weight", "bits": 2},)))
+    assert bundle.layouts["model.layers.0.self_attn.q_proj"].levels == 4
 
 
 def test_an_empty_folder_will_do(tiny_llama, tmp_path):
@@ -214,15 +275,15 @@ def test_layer_rules_reach_the_layers(tiny_llama, tmp_path):
     assert "model.layers.0.self_attn.q_proj" not in bundle.layouts
 
 
-def test_not_finite_weights_are_named(tmp_path):
+@pytest.mark.parametrize("name", ["model.decoder.layers.1.fc2.weight", "model.decoder.embed_tokens.weight"])
+def test_not_finite_weights_are_named(tmp_path, name):
     source = tiny_models.make("opt", tmp_path / "source")
     tensors = load_file(source / "model.safetensors")
-    tensors["model.decoder.layers.1.fc2.weight"][3, 4] = float("inf")
+    tensors[name].view(-1)[3] = float("inf")
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(KQuantError, match=r"'model.decoder.layers.1.fc2.weight' has entries that are not finite"):
+    with pytest.raises(KQuantError, match=f"'{name}' has entries that are not finite"):
         compress(source, tmp_path / "b")
-    assert not (tmp_path / "b").exists()
-    compress(source, tmp_path / "b", exclude=("*.fc2.weight",))
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_basis_of_an_impossible_size_is_refused_before_any_work(tmp_path):
