@@ -10,15 +10,17 @@ L_u = R_u = I, L_v = Q1, R_v = Q2 with one scalar scale; a scale of shape (rows,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from kquant_cli.bases import BasisSpec
-from kquant_cli.packing import pack, row_bytes, unpack
+from kquant_cli.packing import MAX_LEVELS, pack, row_bytes, unpack
+from kquant_cli.tensorfile import DTYPES
 
 SIDES = ("left_u", "right_u", "left_v", "right_v")
+FLOATING = {str(dtype).removeprefix("torch.") for dtype in DTYPES.values() if dtype.is_floating_point}
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,31 @@ class Layout:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Layout:
         """The inverse of `to_dict`; raises TypeError, KeyError or ValueError on anything else."""
-        rows, columns = (int(n) for n in values["shape"])
-        scale = values.get("scale")
-        return cls(
+        layout = cls(
             **{k: v for k, v in values.items() if k not in ("shape", "frame", "scale")},
-            shape=(rows, columns),
+            shape=tuple(values["shape"]),
             frame=Frame.from_dict(values.get("frame", {})),
-            scale=(int(scale[0]), int(scale[1])) if scale else None,
+            scale=tuple(values["scale"]) if "scale" in values else None,
         )
+        layout._check()
+        return layout
+
+    def _check(self) -> None:
+        """ValueError when a value that came from a file is not what the field's type and meaning ask for."""
+        _expect(len(self.shape) == 2 and all(_is_int(n, 1) for n in self.shape), "shape", self.shape)
+        rows, columns = self.shape
+        _expect(_is_int(self.levels, 2, MAX_LEVELS), "levels", self.levels)
+        _expect(_is_int(self.columns, 1, 2), "columns", self.columns)
+        _expect(_is_int(self.group, 0), "group", self.group)
+        groups = -(-columns // self.group) if self.group else 1
+        fits = self.scale in (None, (1, 1), (rows, 1), (rows, groups)) and all(_is_int(n, 1) for n in self.scale or ())
+        _expect(fits, "scale", self.scale)
+        _expect(isinstance(self.dtype, str) and self.dtype in FLOATING, "dtype", self.dtype)
+        for name in ("col_scale", "channel_scale", "transposed"):
+            _expect(isinstance(getattr(self, name), bool), name, getattr(self, name))
+        for side in SIDES:
+            if (spec := getattr(self.frame, side)) is not None:
+                _expect(spec.size == (rows if side.startswith("left") else columns), f"size of {side}", spec.size)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every stored tensor by its suffix, such as `weight_codes`."""
@@ -142,11 +161,6 @@ class EncodedMatrix:
             term = right.make().apply(term)
         return left.make().apply(term, dim=0) if left is not None else term
 
-    def to(self, device: torch.device | str) -> EncodedMatrix:
-        """The same matrix with its tensors on `device`."""
-        names = ("codes", "codebook", "scale", "col_scale", "channel_scale")
-        return replace(self, **{n: t.to(device) for n in names if (t := getattr(self, n)) is not None})
-
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors as stored, by suffix: codes packed, on the CPU."""
         tensors = {"weight_codes": pack(self.codes, self.layout.levels), "weight_codebook": self.codebook}
@@ -180,3 +194,12 @@ class EncodedMatrix:
         for tensor in (self.codebook, self.scale, self.col_scale, self.channel_scale):
             size += tensor.numel() * tensor.element_size() if tensor is not None else 0
         return 8 * size / (rows * columns)
+
+
+def _is_int(value: object, least: int, most: float = float("inf")) -> bool:
+    return type(value) is int and least <= value <= most  # not isinstance: JSON's true is no number
+
+
+def _expect(holds: bool, what: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{what} cannot be {value!r}")

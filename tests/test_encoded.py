@@ -90,3 +90,35 @@ def test_damage_is_named(matrix):
         EncodedMatrix.from_tensors(matrix.layout, {**tensors, "weight_codebook": torch.zeros(4, 2)})
     with pytest.raises(ValueError, match=r"weight_scale: .* found nothing"):
         EncodedMatrix.from_tensors(matrix.layout, {k: t for k, t in tensors.items() if k != "weight_scale"})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"shape": [12]},
+        {"shape": [12, 0]},
+        {"shape": [12, 20.0]},
+        {"shape": 12},
+        {"levels": "16"},
+        {"levels": 1},
+        {"levels": 257},
+        {"levels": True},
+        {"columns": 3},
+        {"group": -1},
+        {"group": None},
+        {"scale": [12]},
+        {"scale": [12, 4]},
+        {"scale": [12, 3.0]},
+        {"col_scale": 1},
+        {"transposed": "no"},
+        {"dtype": "foo"},
+        {"dtype": "int8"},
+        {"dtype": ["float32"]},
+        {"frame": {"left_u": {"kind": "dct", "size": COLUMNS}}},
+        {"frame": {"right_v": {"kind": "dct", "size": ROWS}}},
+        {"colour": 3},
+    ],
+)
+def test_impossible_layouts_are_refused(matrix, values):
+    with pytest.raises((TypeError, ValueError)):
+        Layout.from_dict(matrix.layout.to_dict() | values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +43,11 @@ class Bundle:
         except ValueError as error:
             raise KQuantError(f"{self.path}: matrix {name!r}: {error}; the bundle is damaged, make it again") from error
 
-    def weight(self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> torch.Tensor:
-        """The decoded weight as the source stores it, in `dtype` or the source's own, on the CPU."""
-        encoded = self.encoded(name).to(device)
+    def weight(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The decoded weight as the source stores it, in `dtype` or the source's own."""
+        encoded = self.encoded(name)
         weight = encoded.decode(dtype or getattr(torch, encoded.layout.dtype))
-        return (weight.T if encoded.layout.transposed else weight).cpu().contiguous()
+        return (weight.T if encoded.layout.transposed else weight).contiguous()
 
     def shapes(self) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, dtype and shape of every tensor of the source, in the bundle's order."""
@@ -105,9 +104,13 @@ def open_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
             f"{path}: the bundle has format {version}, this kquant reads up to {FORMAT_VERSION}; upgrade kashin-quant"
         )
     manifest = read_json(path / MANIFEST)
-    _check_files(path, manifest, verify=verify)
+    files = _files(path, manifest)
+    _check_files(path, files, verify=verify)
+    weight_map = _weight_map(path)
+    for name in sorted({CONFIG, INDEX, *weight_map.values()} - set(files)):
+        raise KQuantError(f"{path / MANIFEST}: files does not list {name!r}; the bundle is damaged, make it again")
     layouts = _layouts(path, quantization)
-    return Bundle(path, config, manifest, _infos(path, layouts), layouts)
+    return Bundle(path, config, manifest, _infos(path, weight_map, layouts), layouts)
 
 
 def newest_bundle(folder: Path) -> Path:
@@ -118,10 +121,20 @@ def newest_bundle(folder: Path) -> Path:
     return max(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))
 
 
-def _check_files(path: Path, manifest: Mapping[str, Any], *, verify: bool) -> None:
+def _files(path: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file of the bundle, as the manifest says."""
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise KQuantError(f"{path / MANIFEST}: has no list of files; the bundle is damaged, make it again")
+    for name, facts in files.items():
+        if not isinstance(facts, dict) or not {"size", "sha256"} <= facts.keys():
+            raise KQuantError(
+                f"{path / MANIFEST}: lacks size or sha256 of {name!r} in files; the bundle is damaged, make it again"
+            )
+    return files
+
+
+def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]], *, verify: bool) -> None:
     for name, facts in files.items():
         file = path / name
         if not file.is_file():
@@ -136,24 +149,37 @@ def _check_files(path: Path, manifest: Mapping[str, Any], *, verify: bool) -> No
 
 
 def _layouts(path: Path, quantization: Mapping[str, Any]) -> dict[str, Layout]:
-    try:
-        return {name: Layout.from_dict(values) for name, values in quantization["modules"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise KQuantError(
-            f"{path / CONFIG}: quantization_config.modules cannot be read ({error}); the bundle is damaged"
-        ) from error
+    modules = quantization.get("modules")
+    if not isinstance(modules, dict):
+        raise KQuantError(f"{path / CONFIG}: quantization_config has no modules; the bundle is damaged, make it again")
+    layouts = {}
+    for name, values in modules.items():
+        try:
+            layouts[name] = Layout.from_dict(values)
+        except (KeyError, TypeError, ValueError, AttributeError, KQuantError) as error:
+            why = f"lacks {error}" if isinstance(error, KeyError) else error
+            raise KQuantError(
+                f"{path / CONFIG}: module {name!r} of quantization_config cannot be read ({why}); the bundle is "
+                f"damaged, make it again"
+            ) from error
+    return layouts
 
 
-def _infos(path: Path, layouts: Mapping[str, Layout]) -> dict[str, TensorInfo]:
-    """Every tensor of the shards, after comparing them with the index and the layouts."""
-    try:
-        weight_map: dict[str, str] = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KQuantError(f"{path / INDEX}: cannot be read; the bundle is damaged, make it again") from error
-    infos: dict[str, TensorInfo] = {}
+def _weight_map(path: Path) -> dict[str, str]:
+    """The shard of every stored tensor, by the index."""
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise KQuantError(f"{path / INDEX}: weight_map names no shards; the bundle is damaged, make it again")
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
             raise KQuantError(f"{path / INDEX}: names {shard!r}, expected a file of the bundle's folder")
+    return weight_map
+
+
+def _infos(path: Path, weight_map: Mapping[str, str], layouts: Mapping[str, Layout]) -> dict[str, TensorInfo]:
+    """Every tensor of the shards, after comparing them with the index and the layouts."""
+    infos: dict[str, TensorInfo] = {}
+    for shard in sorted(set(weight_map.values())):
         infos |= read_header(path / shard)
     for name in sorted(set(weight_map) ^ set(infos)):
         where = "has no tensor" if name in weight_map else "does not name the stored tensor"
@@ -167,4 +193,11 @@ def _infos(path: Path, layouts: Mapping[str, Layout]) -> dict[str, TensorInfo]:
                     f"{path}: expected the tensor {module}.{suffix} of shape {list(shape)}, found {found}; "
                     f"the bundle is damaged, make it again"
                 )
+    for name in sorted(infos):
+        module, _, suffix = name.rpartition(".")
+        if suffix == "weight_codes" and module not in layouts:
+            raise KQuantError(
+                f"{path / CONFIG}: quantization_config.modules does not say how the stored {name!r} decodes; "
+                f"the bundle is damaged, make it again"
+            )
     return infos

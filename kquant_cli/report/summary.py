@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from kquant_cli.bundle import Bundle
 from kquant_cli.bundle.format import MANIFEST, RUN, read_json
 from kquant_cli.errors import KQuantError
+from kquant_cli.report.manifest import check_manifest
 
 
 def summarise(bundle: Bundle) -> dict[str, Any]:
@@ -15,40 +17,37 @@ def summarise(bundle: Bundle) -> dict[str, Any]:
 
     `bits_per_weight`: stored bits (codes with padding, codebooks, scales) over encoded weights;
     `bits_per_weight_model`: bits of all tensors over all parameters; `encoded_share`: encoded weights over all
-    parameters; `ratio`: bytes of the source's tensors over the bundle's.
+    parameters; `ratio`: bytes of the source's tensors over the bundle's; `notes`: of the whole bundle, then the
+    distinct ones of its layers.
 
     Raises
     ------
     KQuantError
-        The manifest lacks something.
+        The manifest lacks or garbles something.
     """
     manifest = bundle.manifest
-    try:
-        layers = [_layer(name, facts) for name, facts in manifest["matrices"].items()]
-        totals = manifest["totals"]
-        return {
-            "bundle": str(bundle.path),
-            "source": manifest["source"],
-            "layers": layers,
-            "not_converged": [layer["name"] for layer in layers if layer["converged"] is False],
-            "bits_per_weight": _ratio(8 * totals["encoded_bytes"], totals["encoded_weights"]),
-            "bits_per_weight_model": _ratio(8 * totals["bytes"], totals["parameters"]),
-            "encoded_share": _ratio(totals["encoded_weights"], totals["parameters"]),
-            "ratio": _ratio(totals["source_bytes"], totals["bytes"]),
-            **totals,
-            "relative_squared_error": _ratio(
-                sum(layer["relative_squared_error"] * layer["weights"] for layer in layers if layer["encoder"]),
-                totals["encoded_weights"],
-            ),
-            "notes": manifest["notes"],
-            "settings": manifest["settings"],
-            "versions": manifest["versions"],
-            "run": read_json(bundle.path / RUN) if (bundle.path / RUN).exists() else {},
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise KQuantError(
-            f"{bundle.path / MANIFEST}: lacks or garbles {error}; the bundle is damaged, make it again"
-        ) from error
+    check_manifest(bundle.path / MANIFEST, manifest)
+    layers = [_layer(name, facts) for name, facts in manifest["matrices"].items()]
+    totals = manifest["totals"]
+    return {
+        "bundle": str(bundle.path),
+        "source": manifest["source"],
+        "layers": layers,
+        "not_converged": [layer["name"] for layer in layers if layer["converged"] is False],
+        "bits_per_weight": _ratio(8 * totals["encoded_bytes"], totals["encoded_weights"]),
+        "bits_per_weight_model": _ratio(8 * totals["bytes"], totals["parameters"]),
+        "encoded_share": _ratio(totals["encoded_weights"], totals["parameters"]),
+        "ratio": _ratio(totals["source_bytes"], totals["bytes"]),
+        **totals,
+        "relative_squared_error": _ratio(
+            sum(layer["relative_squared_error"] * layer["weights"] for layer in layers if layer["encoder"]),
+            totals["encoded_weights"],
+        ),
+        "notes": list(dict.fromkeys([*manifest["notes"], *(note for layer in layers for note in layer["notes"])])),
+        "settings": manifest["settings"],
+        "versions": manifest["versions"],
+        "run": _run(bundle.path / RUN),
+    }
 
 
 def _layer(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +63,14 @@ def _layer(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         "relative_squared_error": facts["relative_error"] ** 2,
         **{k: v for k, v in facts.items() if k not in ("shape", "bytes", "encoder", "bits")},
     }
+
+
+def _run(file: Path) -> dict[str, Any]:
+    """The facts of the run; {} without them, since they are no part of the bundle and say nothing of its weights."""
+    try:
+        return read_json(file)
+    except KQuantError:
+        return {}
 
 
 def _ratio(part: float, whole: float) -> float:

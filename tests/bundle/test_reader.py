@@ -37,6 +37,12 @@ def change_config(bundle: Path, change) -> None:
     accept(bundle, "config.json")
 
 
+def change_json(bundle: Path, file: str, **values) -> None:
+    (bundle / file).write_text(json.dumps(json.loads((bundle / file).read_text()) | values))
+    if file != "kquant.json":
+        accept(bundle, file)
+
+
 def change_tensors(bundle: Path, change) -> None:
     tensors = load_file(bundle / SHARD)
     change(tensors)
@@ -137,13 +143,59 @@ def damage_outside(bundle):
     accept(bundle, "model.safetensors.index.json")
 
 
+def damage_lost_module(bundle):
+    change_config(bundle, lambda q: q["modules"].pop("model.layers.1.mlp.up_proj"))
+
+
+def damage_frame(bundle):
+    change_config(bundle, lambda q: q["modules"]["model.layers.0.mlp.up_proj"]["frame"]["right_v"].update(size=31))
+
+
+def damage_basis(bundle):
+    change_config(bundle, lambda q: q["modules"]["model.layers.0.mlp.up_proj"]["frame"]["right_v"].update(kind="x"))
+
+
+def module(**values):
+    return lambda bundle: change_config(bundle, lambda q: q["modules"]["model.layers.0.mlp.up_proj"].update(values))
+
+
+def index(weight_map):
+    return lambda bundle: change_json(bundle, "model.safetensors.index.json", weight_map=weight_map)
+
+
+def files(values):
+    return lambda bundle: change_json(bundle, "kquant.json", files=values)
+
+
+def unlist(name):
+    def damage(bundle):
+        listed = json.loads((bundle / "kquant.json").read_text())["files"]
+        change_json(bundle, "kquant.json", files={file: facts for file, facts in listed.items() if file != name})
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (damage_newer, "format 2, this kquant reads up to 1; upgrade"),
         (damage_version, "format_version is 'new'"),
-        (damage_modules, "modules cannot be read"),
-        (damage_unknown_part, "modules cannot be read"),
+        (damage_modules, "module 'model.layers.0.mlp.up_proj' of quantization_config cannot be read"),
+        (damage_unknown_part, "module 'model.layers.0.mlp.up_proj' of quantization_config cannot be read"),
+        (damage_lost_module, "does not say how the stored 'model.layers.1.mlp.up_proj.weight_codes' decodes"),
+        (damage_frame, "cannot be read (size of right_v cannot be 31)"),
+        (damage_basis, "config.json: module 'model.layers.0.mlp.up_proj'"),
+        (lambda bundle: change_config(bundle, lambda q: q.update(modules=None)), "has no modules"),
+        (module(levels="16"), "cannot be read (levels cannot be '16')"),
+        (module(levels=1000), "cannot be read (levels cannot be 1000)"),
+        (module(dtype="foo"), "cannot be read (dtype cannot be 'foo')"),
+        (index([]), "index.json: weight_map names no shards"),
+        (index({"model.norm.weight": 3}), "index.json: weight_map names no shards"),
+        (files({}), "kquant.json: files does not list 'config.json'"),
+        (files({"config.json": 3}), "kquant.json: lacks size or sha256 of 'config.json'"),
+        (files({"config.json": {"size": 3}}), "kquant.json: lacks size or sha256 of 'config.json'"),
+        (unlist("model.safetensors.index.json"), "files does not list 'model.safetensors.index.json'"),
+        (unlist(SHARD), f"files does not list '{SHARD}'"),
         (damage_missing_tensor, "has no tensor 'model.layers.1.mlp.up_proj.weight_codebook'"),
         (damage_missing_everywhere, "expected the tensor model.layers.1.mlp.up_proj.weight_codebook"),
         (damage_shape, "of shape [16, 2], found one of shape [8, 2]"),

@@ -1,0 +1,62 @@
+"""What a report needs of a bundle's manifest, with its types, so that a damaged one is refused before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kquant_cli.errors import KQuantError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Source(_Part):
+    name: str
+    revision: str | None
+
+
+class _Totals(_Part):
+    parameters: int
+    source_bytes: int
+    bytes: int
+    encoded_weights: int
+    encoded_bytes: int
+
+
+class _Matrix(_Part):
+    shape: Annotated[list[int], Field(min_length=2, max_length=2)]
+    bytes: int
+    encoder: str
+    bits: int
+    basis: str | None
+    iterations: int
+    converged: bool | None
+    outcome: str
+    trace: list[float]
+    u_max: float | None
+    v_max: float | None
+    relative_error: float
+    notes: list[str]
+
+
+class _Manifest(_Part):
+    source: _Source
+    totals: _Totals
+    matrices: dict[str, _Matrix]
+    notes: list[str]
+    settings: dict[str, Any]
+    versions: dict[str, Any]
+
+
+def check_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise KQuantError, naming `file` and the first bad entry, when the manifest lacks or garbles something."""
+    try:
+        _Manifest.model_validate(dict(manifest))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise KQuantError(f"{file}: lacks or garbles {where}; the bundle is damaged, make it again") from error

@@ -1,0 +1,85 @@
+"""What a summary takes from the files of a bundle, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from kquant_cli import pipeline
+from kquant_cli.bundle import open_bundle
+from kquant_cli.checkpoint import open_checkpoint
+from kquant_cli.config import CompressConfig
+from kquant_cli.errors import KQuantError
+from kquant_cli.plan import make_plan
+from kquant_cli.report import summarise
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A bundle of a model whose feed-forward size, 34, has a Hadamard matrix in blocks only."""
+    folder = tmp_path_factory.mktemp("summary")
+    checkpoint = open_checkpoint(tiny_models.make("llama", folder / "model", intermediate_size=34))
+    pipeline.compress(make_plan(checkpoint, CompressConfig(basis="hadamard", max_iter=3)), folder / "bundle")
+    return folder / "bundle"
+
+
+@pytest.fixture
+def bundle(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+def change_manifest(bundle, change):
+    manifest = json.loads((bundle / "kquant.json").read_text())
+    change(manifest)
+    (bundle / "kquant.json").write_text(json.dumps(manifest))
+
+
+def test_notes_of_layers_reach_the_reader(bundle, kquant):
+    change_manifest(bundle, lambda m: m.update(notes=["of the whole"]))
+    first, *others = summarise(open_bundle(bundle))["notes"]
+    assert first == "of the whole"
+    assert len(others) == 1  # though six of the fourteen layers have it
+    assert "block-diagonal" in others[0]
+    shown = kquant("inspect", bundle).out
+    assert "of the whole" in shown
+    assert "block-diagonal" in shown
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", None])
+def test_run_is_no_part_of_the_bundle(bundle, text):
+    assert summarise(open_bundle(bundle))["run"]["seconds"] > 0
+    if text is None:
+        (bundle / "run.json").unlink()
+    else:
+        (bundle / "run.json").write_text(text)
+    assert summarise(open_bundle(bundle))["run"] == {}
+
+
+def matrix(**values):
+    return lambda manifest: next(iter(manifest["matrices"].values())).update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda m: m.update(source=None), "source"),
+        (lambda m: m["source"].update(revision=3), "source.revision"),
+        (lambda m: m.pop("totals"), "totals"),
+        (lambda m: m["totals"].update(parameters="9"), "totals.parameters"),
+        (lambda m: m.update(notes=3), "notes"),
+        (matrix(shape=[1, 2, 3]), "shape"),
+        (matrix(u_max="1"), "u_max"),
+        (matrix(relative_error=None), "relative_error"),
+        (matrix(trace=[float("nan")]), "trace.0"),
+        (lambda m: next(iter(m["matrices"].values())).pop("v_max"), "v_max"),
+    ],
+)
+def test_damaged_manifest(bundle, change, what):
+    change_manifest(bundle, change)
+    with pytest.raises(KQuantError) as error:
+        summarise(open_bundle(bundle))
+    assert str(error.value).startswith(f"{bundle / 'kquant.json'}: lacks or garbles ")
+    assert f"{what};" in str(error.value)
+    assert "\n" not in str(error.value)
