@@ -15,7 +15,7 @@ DTYPES: Final = {
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`auto` is the GPU where there is one, else the CPU; a GPU that is not there is a KQuantError."""
+    """`auto` is the GPU where there is one, else the CPU; KQuantError for other kinds and for what is not there."""
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,7 +23,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except RuntimeError as error:
         raise KQuantError(f"device {device!r} is not one that torch knows: use auto, cpu or cuda") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise KQuantError("device 'cuda' was asked for, but torch sees no GPU: use --device cpu (or auto)")
+        raise KQuantError(f"device '{device}' was asked for, but torch sees no GPU: use --device cpu (or auto)")
+    if resolved.type not in ("cpu", "cuda"):
+        raise KQuantError(f"device '{device}' is not one that kquant runs on: use auto, cpu or cuda")
+    count = torch.cuda.device_count() if resolved.type == "cuda" else 1
+    if resolved.index is not None and resolved.index >= count:
+        last = f"the last is {resolved.type}:{count - 1}"
+        raise KQuantError(f"device '{device}' was asked for, but {last}: use auto, cpu or cuda")
     return resolved
 
 
