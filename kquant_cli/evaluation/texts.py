@@ -49,6 +49,12 @@ def wikitext2(data: Path | None, data_format: str | None) -> Text:
     """WikiText-2's test split from `data` (raw file, parquet file or folder in the hub's layout) or from the hub."""
     if data is None:
         return Text(join_rows(_hub_rows()), f"{HUB_DATASET} {HUB_CONFIG} test, rows joined by blank lines")
+    table = data.is_dir() or data.suffix == ".parquet"
+    if table and data_format == "text":
+        raise KQuantError(
+            f"--data-format text takes a text file verbatim, and {data} is a {'folder' if data.is_dir() else 'table'} "
+            f"of rows: leave --data-format out, or name a text file"
+        )
     if data.is_dir():
         return _folder(data)
     if data.suffix == ".parquet":

@@ -57,6 +57,16 @@ def test_a_folder_with_the_raw_file(raw_file: Path) -> None:
     assert wikitext2(raw_file.parent, None).content == JOINED
 
 
+def test_what_is_a_table_is_not_taken_verbatim(raw_file: Path) -> None:
+    table = raw_file.parent / "test.parquet"
+    write_parquet(table, ROWS)
+    for data, kind in ((raw_file.parent, "folder"), (table, "table")):
+        with pytest.raises(KQuantError, match=f"--data-format text takes a text file .*{data} is a {kind} of rows"):
+            wikitext2(data, "text")
+        assert wikitext2(data, "wikitext").content == JOINED
+    assert wikitext2(raw_file, "text").content == RAW
+
+
 def test_the_hub_is_asked_for_the_published_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
