@@ -9,7 +9,17 @@ Names and shapes decide, not model classes: nothing here imports transformers.
 
 from kquant_cli.checkpoint.identity import content_hash
 from kquant_cli.checkpoint.opening import Checkpoint, open_checkpoint
+from kquant_cli.checkpoint.places import local_folder
 from kquant_cli.checkpoint.rules import Matrix, Selection, select_matrices
 from kquant_cli.checkpoint.tensors import TensorLike
 
-__all__ = ["Checkpoint", "Matrix", "Selection", "TensorLike", "content_hash", "open_checkpoint", "select_matrices"]
+__all__ = [
+    "Checkpoint",
+    "Matrix",
+    "Selection",
+    "TensorLike",
+    "content_hash",
+    "local_folder",
+    "open_checkpoint",
+    "select_matrices",
+]

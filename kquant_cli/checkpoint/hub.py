@@ -19,9 +19,9 @@ def fetch(model: str, revision: str | None) -> Path:
     """The snapshot folder of `model` in the local cache, named by its commit hash; downloads what is missing.
 
     Raises KQuantError when the name or revision is unknown, the model is no use to kquant (told before its weights are
-    downloaded), or there is neither a network nor a copy in the cache.
+    downloaded), there is neither a network nor a copy in the cache, or no space is left for it.
     """
-    from huggingface_hub import HfApi  # noqa: PLC0415
+    from huggingface_hub import HfApi, constants  # noqa: PLC0415
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
         HFValidationError,
@@ -48,8 +48,11 @@ def fetch(model: str, revision: str | None) -> Path:
     except GatedRepoError as error:
         raise KQuantError(f"{model!r} is gated: agree to its terms on its page, then run `hf auth login`") from error
     except (HTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise KQuantError(
+                f"no space left while downloading {model!r} to {constants.HF_HUB_CACHE}: free some, or set "
+                f"HF_HUB_CACHE to a folder elsewhere, and run the same command again"
+            ) from error
         raise KQuantError(
             f"the download of {model!r} broke off ({_reason(error)}): run the same command again, and it goes on"
         ) from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from kquant_cli.checkpoint.files import CONFIG, INDEX_ENDING, files_to_copy, find_weights, list_files, require_model
 from kquant_cli.checkpoint.hub import fetch
 from kquant_cli.checkpoint.pickled import PickledTensor, read_pickled, read_pickled_header
+from kquant_cli.checkpoint.places import local_folder
 from kquant_cli.checkpoint.refusals import refuse_quantised_config, refuse_quantised_tensors
 from kquant_cli.checkpoint.settings import read_config, read_index
 from kquant_cli.checkpoint.tensors import TensorLike
@@ -66,26 +67,10 @@ def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoin
 
 def _locate(model: str | Path, revision: str | None) -> tuple[Path, str, str | None]:
     """Folder, name and commit hash of `model`."""
-    text, path = str(model), Path(model).expanduser()
-    if text and path.is_dir():
-        if revision is not None:
-            raise KQuantError(
-                f"a revision ({revision!r}) belongs to a model on the hub, and {text} is a folder: leave it out"
-            )
-        return path, path.resolve().name, None
-    if text and path.exists():
-        raise KQuantError(f"{text} is a file: expected the folder that holds the model's {CONFIG} and weights")
-    if (
-        not text
-        or isinstance(model, Path)
-        or text[0] in "./~"
-        or text[-1] == "/"
-        or text.count("/") > 1
-        or "\\" in text
-    ):
-        raise KQuantError(
-            f"there is no folder {text!r}: expected a model folder, or the id of a model on the hub (owner/name)"
-        )
+    folder = local_folder(model, revision)
+    if folder is not None:
+        return folder, folder.resolve().name, None
+    text = str(model)
     folder = fetch(text, revision)
     return folder, text, folder.name
 

@@ -1,5 +1,6 @@
 """Models of the hub: from the cache without a network, and from a small hub that speaks the real protocol."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,9 +10,11 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
 import pytest
 import tiny_models
 import torch
@@ -90,6 +93,18 @@ def test_a_partly_cached_model_says_what_is_missing(cache, tmp_path):
 def test_an_impossible_name_is_refused(cache, name):
     with pytest.raises(KQuantError, match="is neither a folder nor the name of a model"):
         open_checkpoint(name)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said(cache, monkeypatch, code):
+    def full(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    files = [SimpleNamespace(rfilename=name) for name in ("config.json", "model.safetensors")]
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(KQuantError, match=rf"^no space left while downloading 'owner/name' to {cache}: free some"):
+        open_checkpoint("owner/name")
 
 
 CONFIG = b'{"model_type": "llama"}'

@@ -44,6 +44,22 @@ def test_a_path_that_is_not_there(name):
     refused(name, f"there is no folder {re.escape(repr(name))}: expected a model folder, or the id")
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("~nosuch/x", "Could not determine home directory"),
+        ("n" * 300, "File name too long"),
+        ("loop", "Too many levels of symbolic links"),
+        ("loop/model", "Too many levels of symbolic links"),
+        ("a\0b", "embedded null byte"),
+    ],
+)
+def test_a_path_that_cannot_be_followed(tmp_path, monkeypatch, name, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    refused(name, rf"cannot be looked up \({reason}\): expected a model folder")
+
+
 def test_a_path_object_is_never_taken_for_a_hub_id():
     refused(Path("owner/name"), "there is no folder 'owner/name'")
 
