@@ -24,7 +24,7 @@ def load_dense_twin(
     decoded = dict(bundle.tensors(dtype if isinstance(dtype, torch.dtype) else None))
     # The auto classes take no state dict without a path; the class that they choose does.
     with torch.device("meta"):
-        model_class: Any = type(getattr(transformers, auto_class).from_config(config))
+        model_class: Any = type(getattr(transformers, auto_class).from_config(config, trust_remote_code=False))
     model, info = model_class.from_pretrained(
         None,
         config=config,
@@ -32,6 +32,7 @@ def load_dense_twin(
         dtype=dtype,
         device_map=None if device.type == "cpu" else {"": device},
         output_loading_info=True,
+        trust_remote_code=False,
     )
     if (bundle.path / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(bundle.path)
@@ -40,7 +41,7 @@ def load_dense_twin(
 
 def dense_config(bundle: Bundle) -> transformers.PreTrainedConfig:
     """The source checkpoint's config: the bundle's, without the part that says how its weights are encoded."""
-    config = transformers.AutoConfig.from_pretrained(bundle.path)
+    config = transformers.AutoConfig.from_pretrained(bundle.path, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config

@@ -1,6 +1,7 @@
 """Loads what the user names, a hub id, a model folder or a bundle, as a transformers model that is safe to measure.
 
-transformers fills tensors that a checkpoint lacks with random numbers and only warns; here that is an error.
+transformers fills tensors that a checkpoint lacks with random numbers and only warns; here that is an error. Code that
+comes with a checkpoint is never run: transformers' default would ask on a terminal.
 """
 
 from collections.abc import Callable, Collection
@@ -11,17 +12,22 @@ from typing import Any, Final, Literal, TypeVar
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from kquant_cli import bundle as bundles
+from kquant_cli.checkpoint import local_folder
+from kquant_cli.checkpoint.files import ADAPTER_CONFIG, CONFIG, require_model
 from kquant_cli.errors import KQuantError
 from kquant_cli.placement import resolve_device, resolve_dtype
 from kquant_cli.runtime.dense_twin import load_dense_twin
 
 T = TypeVar("T")
 
+# What they raise for values of config.json that they cannot use, such as a hidden_size of null.
+VALUE_ERRORS: Final = (StrictDataclassError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
 # What transformers, safetensors and the hub raise for a checkpoint that is absent, damaged or of an unknown kind.
-LOADING_ERRORS: Final = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+LOADING_ERRORS: Final = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *VALUE_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,12 @@ class LoadedModel:
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights, read when first asked for; KQuantError where there is none."""
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.path, revision=self.revision)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                self.path, revision=self.revision, trust_remote_code=False
+            )
         except LOADING_ERRORS as error:
+            if _needs_code(error):
+                raise KQuantError(_code_sentence(f"the tokenizer of {self.path}")) from error
             raise KQuantError(self._no_tokenizer()) from error
         # Without files, some architectures give a tokenizer that knows special tokens alone.
         if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -78,17 +88,18 @@ def load_model(
     KQuantError
         There is nothing to load, the checkpoint is damaged, or it has not the head that `auto_class` means.
     """
-    path = str(path_or_id)
+    folder = local_folder(path_or_id, revision)
+    path = str(folder or path_or_id)
     placed = resolve_device(device)
     resolved = resolve_dtype(dtype, placed)
-    if bundles.is_bundle(Path(path)):
-        _refuse_revision(path, revision)
-        bundle = bundles.open_bundle(Path(path))
+    if folder is not None and bundles.is_bundle(folder):
+        bundle = bundles.open_bundle(folder)
         model, missing = _or_sentence(lambda: load_dense_twin(bundle, auto_class, placed, resolved), f"bundle {path}")
         kind: Literal["dense", "bundle"] = "bundle"
     else:
-        _require_model(path, revision)
-        what = path if Path(path).exists() else f"{path} (no folder here, so taken for a model on the hub)"
+        if folder is not None:
+            require_model([name for name in (CONFIG, ADAPTER_CONFIG) if (folder / name).is_file()], path)
+        what = path if folder is not None else f"{path} (no folder here, so taken for a model on the hub)"
         model, missing = _or_sentence(lambda: _load_dense(path, auto_class, placed, resolved, revision), what)
         kind = "dense"
     _require_complete(path, auto_class, model, missing)
@@ -104,29 +115,16 @@ def _load_dense(
         revision=revision,
         device_map=None if device.type == "cpu" else {"": device},
         output_loading_info=True,
+        trust_remote_code=False,
     )
     return model, info["missing_keys"]
-
-
-def _refuse_revision(path: str, revision: str | None) -> None:
-    if revision is not None:
-        raise KQuantError(f"--revision {revision} is for models on the hub, and {path} is a folder: leave it out")
-
-
-def _require_model(path: str, revision: str | None) -> None:
-    folder = Path(path)
-    if folder.exists():
-        _refuse_revision(path, revision)
-        if not (folder / "config.json").is_file():
-            raise KQuantError(f"{path} is not a model folder: it has no config.json")
-    elif path.count("/") > 1 or path.startswith((".", "/", "~")):
-        raise KQuantError(f"there is no folder {path}: give a model folder, a bundle or a model id on the hub")
 
 
 def _require_complete(
     path: str, auto_class: str, model: transformers.PreTrainedModel, missing: Collection[str]
 ) -> None:
-    architectures = getattr(model.config, "architectures", None) or []
+    named = getattr(model.config, "architectures", None)
+    architectures = [str(name) for name in named] if isinstance(named, list) else []
     if auto_class == "AutoModelForCausalLM" and (
         getattr(model.config, "is_encoder_decoder", False)
         or any(name.endswith("ForMaskedLM") for name in architectures)
@@ -150,5 +148,26 @@ def _or_sentence(load: Callable[[], T], what: str) -> T:
     try:
         return load()
     except LOADING_ERRORS as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise KQuantError(f"{what} cannot be loaded: {reason.rstrip('.')}") from error
+        if _needs_code(error):
+            raise KQuantError(_code_sentence(what)) from error
+        raise KQuantError(f"{what} cannot be loaded: {_reason(error).rstrip('.')}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What `error` says in one line: the first, except where only all of them name the value that does not fit."""
+    if isinstance(error, VALUE_ERRORS):
+        said = " ".join(str(error).split())
+        return f"its {CONFIG} seems to hold a value that transformers cannot use ({type(error).__name__}: {said})"
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _needs_code(error: Exception) -> bool:
+    """Whether transformers asks for leave to run the checkpoint's code, which it says in words alone."""
+    return isinstance(error, ValueError) and "trust_remote_code=True" in str(error)
+
+
+def _code_sentence(what: str) -> str:
+    return (
+        f"{what} needs Python code that comes with it (auto_map), which kquant never runs: "
+        "give a model that transformers itself knows"
+    )

@@ -17,6 +17,7 @@ from kquant_cli.cli.evaluate import evaluate
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import EvalOptions, perplexity
 from kquant_cli.evaluation.texts import text_file
+from kquant_cli.placement import DTYPES
 from kquant_cli.runtime import load_model
 
 KQuant = Callable[..., Any]
@@ -92,6 +93,7 @@ def test_demo_needs_no_data(kquant: KQuant, model: Path) -> None:
         (("--task", "demo", "--protocol", "words"), "use gptq or stride"),
         (("--task", "demo", "--limit", 0), "--limit 0"),
         (("--task", "demo", "--dtype", "int3"), "dtype 'int3' is not known"),
+        (("--task", "demo", "--device", "meta"), "device 'meta' is not one that kquant runs on"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -140,4 +142,5 @@ def test_help_gives_examples() -> None:
     run = CliRunner().invoke(app, ["--help"])
     assert run.exit_code == 0
     assert "kquant eval --task wikitext2" in run.output
+    assert all(name in run.output for name in DTYPES)
     assert isinstance(CliRunner().invoke(app, ["x", "--task", "y"]).exception, KQuantError)

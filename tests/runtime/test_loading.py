@@ -1,5 +1,7 @@
 """Loading: names on disk become modules as transformers maps them, and nothing random is ever measured."""
 
+import builtins
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kquant_cli import bundle as bundles
+from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.errors import KQuantError
-from kquant_cli.runtime import load_model
+from kquant_cli.runtime import LoadedModel, load_model
 
 CAUSAL = ["opt", "opt_projected", "gpt2", "gpt_neox", "llama", "gemma", "mixtral"]
 
@@ -115,8 +118,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("./nowhere", "there is no folder ./nowhere"),
-        ("some/nested/folder", "there is no folder some/nested/folder"),
+        ("./nowhere", "there is no folder './nowhere'"),
+        ("some/nested/folder", "there is no folder 'some/nested/folder'"),
         ("facebook/opt-125m", "no folder here, so taken for a model on the hub"),
     ],
 )
@@ -126,7 +129,7 @@ def test_what_is_not_there_is_refused(name: str, says: str) -> None:
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KQuantError, match=r"is not a model folder: it has no config\.json"):
+    with pytest.raises(KQuantError, match=r"is not a model folder: it holds no config\.json"):
         load_model(tmp_path, device="cpu")
     (tmp_path / "config.json").write_text("{not json")
     with pytest.raises(KQuantError, match="cannot be loaded: "):
@@ -135,8 +138,105 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_revision_of_a_folder_is_refused(tiny_llama: Path, as_bundle: Any) -> None:
     for folder in (tiny_llama, as_bundle(tiny_llama)):
-        with pytest.raises(KQuantError, match="--revision main is for models on the hub"):
+        with pytest.raises(KQuantError, match=r"a revision \('main'\) belongs to a model on the hub"):
             load_model(folder, device="cpu", revision="main")
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter/adapter_config.json", "adapter/absent", "n" * 300])
+def test_places_that_are_no_model_are_refused_as_compressing_does(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for model in (str(tmp_path / name), f"~/{name}"):
+        with pytest.raises(KQuantError) as compressing:
+            open_checkpoint(model)
+        with pytest.raises(KQuantError) as loading:
+            load_model(model, device="cpu")
+        assert str(loading.value) == str(compressing.value)
+
+
+def test_the_home_folder_is_expanded(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_llama.parent))
+    assert load_model(f"~/{tiny_llama.name}", device="cpu").path == str(tiny_llama)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"hidden_size": "a"}, "'hidden_size' expected int, got str"),
+        ({"hidden_size": None}, "'hidden_size' expected int, got NoneType"),
+        ({"quantization_config": 3}, "AttributeError: 'int' object"),
+        ({"model_type": ["llama"]}, "TypeError: unhashable"),
+        ({"hidden_act": "tanhh"}, "KeyError: 'tanhh'"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"pad_token_id": 10**6}, "AssertionError: Padding_idx"),
+    ],
+)
+def test_a_config_with_impossible_values_is_refused(values: dict[str, Any], says: str, tmp_path: Path) -> None:
+    folder = tiny_models.make("llama", tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+    with pytest.raises(KQuantError, match=rf"{folder} cannot be loaded: .*({says})") as refusal:
+        load_model(folder, device="cpu")
+    assert "\n" not in str(refusal.value)
+
+
+def test_architectures_that_are_no_list_harm_nothing(tmp_path: Path) -> None:
+    folder = tiny_models.make("llama", tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": 3}))
+    assert load_model(folder, device="cpu").kind == "dense"
+
+
+PLANTED = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+Path({marker!r}).touch()
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class Own(LlamaForCausalLM):
+    config_class = OwnConfig
+class OwnTokenizer(LlamaTokenizer):
+    pass
+"""
+AUTO_MAP = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Llama with code of its own, whose running would leave a mark, and a user who answers yes to every question."""
+    folder = tiny_models.make("llama", tmp_path / "llama")
+    (folder / "own.py").write_text(PLANTED.format(marker=str(tmp_path / "marker")))
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return folder
+
+
+@pytest.mark.parametrize("as_a_bundle", [False, True])
+@pytest.mark.parametrize("model_type", ["llama", "own"])
+def test_a_checkpoints_own_code_is_never_run(model_type: str, as_a_bundle: bool, planted: Path, as_bundle: Any) -> None:
+    config = json.loads((planted / "config.json").read_text())
+    (planted / "config.json").write_text(json.dumps(config | {"model_type": model_type, "auto_map": AUTO_MAP}))
+    if as_a_bundle:
+        as_bundle(planted)
+    if model_type == "llama":
+        assert type(load_model(planted, device="cpu").model).__name__ == "LlamaForCausalLM"
+    else:
+        with pytest.raises(KQuantError, match=rf"{planted} needs Python code that comes with it"):
+            load_model(planted, device="cpu")
+    assert not (planted.parent / "marker").exists()
+
+
+def test_a_tokenizers_own_code_is_never_run(planted: Path) -> None:
+    settings = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    (planted / "tokenizer_config.json").write_text(json.dumps(settings))
+    (planted / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": AUTO_MAP}))
+    model: Any = None
+    with pytest.raises(KQuantError, match=rf"the tokenizer of {planted} needs Python code"):
+        _ = LoadedModel(model, "dense", str(planted)).tokenizer
+    assert not (planted.parent / "marker").exists()
 
 
 def test_devices_and_dtypes_that_are_not_there_are_refused(tiny_llama: Path) -> None:
