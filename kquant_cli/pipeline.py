@@ -6,9 +6,11 @@ A run is identified by its fingerprint: settings, format and the content of the 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -72,6 +74,7 @@ def compress(
             start = time.perf_counter()
             done = staging.find(job.matrix.name)
             staged[job.matrix.tensor] = done or staging.save(job.matrix.name, *_encode(plan, job, device))
+            _return_freed_memory()
             record = staged[job.matrix.tensor].record
             progress(Progress(job, record, done is not None, time.perf_counter() - start))
         folder = fresh(staging.folder)
@@ -87,6 +90,12 @@ def peak_memory() -> int | None:
     status = Path("/proc/self/status")  # not getrusage: its maximum counts the parent's, too
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+
+
+def _return_freed_memory() -> None:
+    """Give what a matrix's work has freed back to the system; else the C library keeps it, more with every matrix."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

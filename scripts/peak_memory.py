@@ -56,7 +56,9 @@ def main() -> None:
             source.mkdir()
             size = write_checkpoint(source, layers)
             command = [sys.executable, "-m", "kquant_cli", "compress", str(source), "-o", str(bundle)]
-            subprocess.run([*command, "--max-iter", str(args.max_iter)], check=True, stdout=subprocess.DEVNULL)
+            config = Path(tmp) / "quick.yaml"  # iterations take time, not memory
+            config.write_text(f"max_iter: {args.max_iter}\nkmeans_iter: {args.max_iter}\nrestarts: 1\n")
+            subprocess.run([*command, "--config", str(config)], check=True, stdout=subprocess.DEVNULL)
             run = json.loads((bundle / "run.json").read_text())
         rows.append(
             {

@@ -25,7 +25,8 @@ def demo(
     from kquant_cli.demo import demo_model_path
 
     bundle = output or Path("bundles") / f"demo-{bits}bit"
-    model = str(demo_model_path())
+    folder = demo_model_path()
+    model = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
     _title(f"kquant compress {model} --bits {bits} -o {bundle}")
     compress(model, output=bundle, bits=bits, device=device, overwrite=output is None)
     for path in (model, str(bundle)):
