@@ -267,13 +267,16 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
 def test_opening_and_reading_keep_the_file_out_of_the_resident_set(tmp_path, file):
-    """128 MB in 32 tensors: the peak is that of a few. A small checkpoint comes first, for what is loaded but once."""
+    """128 MB in 32 tensors: the peak is that of a few, with slack for the allocator; a map or a buffer shows it all.
+
+    A small checkpoint comes first, for what is loaded but once.
+    """
     save = save_file if file.endswith("safetensors") else torch.save
     small, large = folder_with(tmp_path / "small"), folder_with(tmp_path / "large")
     save({"0.weight": torch.ones(1024, 1024)}, small / file)
     save({f"{position}.weight": torch.full((1024, 1024), float(position)) for position in range(32)}, large / file)
     done = subprocess.run([sys.executable, "-c", MEASURE, small, large], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 3 * 4096, f"{int(done.stdout) / 1024:.0f} MB for tensors of 4 MB"
+    assert int(done.stdout) < 12 * 4096, f"{int(done.stdout) / 1024:.0f} MB for tensors of 4 MB"
 
 
 def test_nothing_here_imports_transformers_or_the_hub():
