@@ -3,9 +3,11 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -230,10 +232,12 @@ def test_interrupt_from_outside_and_go_on(tmp_path):
         "400",
     ]
     command += ["--tol", "0", "--form", "vector"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it by default
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)  # noqa: PLW1509
     assert process.stderr is not None
-    process.stderr.readline()
-    process.send_signal(2)
+    while "iterations" not in process.stderr.readline():  # one layer is finished then
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait() != 0
     assert "Traceback" not in rest
