@@ -86,16 +86,17 @@ def main() -> None:
                 found = evaluate(Path(tmp) / "bundle", texts, options)
             rows.append({"method": method, "bits": bits, "settings": settings, "texts": found, **facts})
             report(rows[-1], dense)
+    losses = {name: text["losses"] for name, text in dense.items()}
     for row in rows:
         for name, text in row["texts"].items():
-            text["log_difference"], text["standard_error"] = difference(text.pop("losses"), dense[name].get("losses"))
+            text["log_difference"], text["standard_error"] = difference(text.pop("losses"), losses[name])
     name = "demo" if args.model == "demo" else source.name
     write_results(args.json, {"machine": machine(), "model": name, "limit": args.limit, "rows": rows})
 
 
-def difference(losses: list[float], dense: list[float] | None) -> tuple[float, float]:
+def difference(losses: list[float], dense: list[float]) -> tuple[float, float]:
     """Mean difference of the window losses to the dense model's (nats a token), and its paired standard error."""
-    pairs = [a - b for a, b in zip(losses, dense or losses, strict=True)]
+    pairs = [a - b for a, b in zip(losses, dense, strict=True)]
     return statistics.fmean(pairs), statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
 
 

@@ -23,7 +23,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def place(machine: dict[str, Any]) -> str:
     """The machine in a few words."""
-    return f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
+    return f"{machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:
@@ -66,6 +66,36 @@ def memory(values: dict[str, Any]) -> str:
     return f"{table(headings, rows)}\n\nMachine: {place(values['machine'])}."
 
 
+def speed(values: dict[str, Any]) -> str:
+    """Times of decomposition and clustering, as scripts/bench_encode.py wrote them."""
+    rows = [
+        [
+            r["size"].replace("x", "×"),
+            r["what"],
+            f"{r['plain_seconds']:.2f}",
+            f"{r['seconds']:.2f}",
+            f"{r['weights_per_s'] / 1e6:.1f}",
+            f"{r['ratio']:.1f}",
+        ]
+        for r in values["decomposition"] + values["clustering"]
+    ]
+    whole = table(["size", "what", "plain [s]", "kquant [s]", "M weights/s", "times as fast"], rows)
+    rows = [
+        [
+            r["size"].replace("x", "×"),
+            r["what"],
+            f"{r['transform_ms']:.1f} ms",
+            f"{r['elementwise_ms']:.1f} ms",
+            f"{r['elementwise_gb_per_s']:.1f} GB/s",
+        ]
+        for r in values["iteration"]
+    ]
+    parts = table(["size", "basis", "transform of the signs", "other passes", "their memory traffic"], rows)
+    machine = values["machine"]
+    copy = f"a plain copy moves {machine['copy_gb_per_s']} GB/s there"
+    return f"{whole}\n\nOne iteration, in parts:\n\n{parts}\n\nMachine: {place(machine)}; {copy}."
+
+
 def output(text: str) -> str:
     """What a command printed."""
     return f"```text\n{text.rstrip()}\n```"
@@ -75,6 +105,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "demo-output": ("demo.txt", output),
     "quality-demo": ("quality-demo.json", quality),
     "quality-smollm2": ("quality-smollm2.json", quality),
+    "speed": ("bench-encode.json", speed),
     "memory": ("memory.json", memory),
 }
 
