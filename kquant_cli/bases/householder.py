@@ -47,11 +47,16 @@ class Householder(GeneratedBasis):
     def rows(self, x: Tensor, tables: Tables, adjoint: bool) -> Tensor:
         """Rows x to x - x V T V^T, or with T^T for the adjoint and the blocks from the last."""
         for v, t in reversed(tables) if adjoint else tables:
-            x = torch.addmm(x, (x @ v) @ (t.T if adjoint else t), v.T, alpha=-1)
+            x = torch.addmm(x, _products(x, v) @ (t.T if adjoint else t), v.T, alpha=-1)
         return x
 
     def columns(self, x: Tensor, tables: Tables, adjoint: bool) -> Tensor:
         """Columns x to x - V T^T V^T x, or with T for the adjoint and the blocks from the last."""
         for v, t in reversed(tables) if adjoint else tables:
-            x = torch.addmm(x, v, (t if adjoint else t.T) @ (v.T @ x), alpha=-1)
+            x = torch.addmm(x, v, (t if adjoint else t.T) @ _products(x.T, v).T, alpha=-1)
         return x
+
+
+def _products(x: Tensor, v: Tensor) -> Tensor:
+    """x V; for a single vector without BLAS, whose product of a matrix and a vector may round otherwise at each call."""
+    return (x * v.T).sum(dim=1, keepdim=True) if v.shape[1] == 1 else x @ v
