@@ -7,6 +7,7 @@ once, and a mistake is answered with the key's path, what was expected and the n
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,15 +15,18 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from kquant_cli.errors import KQuantError
 
-EncoderName = Literal["greedy", "uniform", "kmeans"]
+EncoderName = Literal["annealed", "greedy", "uniform", "kmeans"]
 BasisKind = Literal[
     "identity",
     "dct",
     "hadamard",
     "signed_hadamard",
+    "hadamard_dct",
+    "signed_hadamard_dct",
     "signed_dct_ii",
     "signed_dct",
     "butterfly",
@@ -50,6 +54,15 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _bits(value: object) -> object:
+    """A number from 1 to 8; whole ones as integers."""
+    number = _number(value)
+    if type(number) is not float or not 1 <= number <= 8:
+        raise PydanticCustomError("bits", "a number from 1 to 8, whole or, as an average, a fraction such as 3.25")
+    return int(number) if number == int(number) else number
+
+
+Bits = Annotated[int | float, BeforeValidator(_bits)]
 Tolerance = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 
@@ -57,9 +70,17 @@ Patterns = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 class EncoderConfig(_Strict):
     """How one matrix is encoded."""
 
-    encoder: EncoderName = Field("greedy", description="greedy (the paper), uniform or kmeans (its baselines)")
-    bits: int = Field(4, ge=1, le=8, description="bits of a code; the codebook has 2^bits centroids")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the bases and of k-means++")
+    encoder: EncoderName = Field(
+        "annealed", description="annealed (ours), greedy (the paper), uniform or kmeans (its baselines)"
+    )
+    bits: Bits = Field(4, description="bits of a code; the codebook has 2^bits centroids; a fraction is an average")
+    levels: int | None = Field(None, ge=2, le=256, description="centroids of the codebook, in place of 2^bits")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the bases, of k-means++ and of random tokens")
+    effort: Literal["fast", "balanced", "best"] = Field(
+        "balanced", description="sweeps of the annealing: 20, 60 or 400"
+    )
+    codebook: Literal["ring", "product"] = Field("ring", description="where the annealed encoder's centroids lie")
+    side: Literal["input", "output"] = Field("input", description="anneal rows (a row scale) or columns")
     basis: BasisKind = Field("dct", description="kind of the orthogonal matrices Q1 and Q2")
     basis_count: int | None = Field(None, ge=1, description="factors of a butterfly, householder or givens basis")
     form: Literal["matrix", "vector"] = Field("matrix", description="decompose the matrix at once, or row by row")
@@ -72,8 +93,26 @@ class EncoderConfig(_Strict):
     kmeans_tol: Tolerance = Field(5e-6, description="relative movement of the centroids at which k-means stops")
     group_size: int = Field(128, ge=0, description="columns that share a scale in `uniform`; 0: one range a tensor")
 
+    @property
+    def level_count(self) -> int:
+        """Centroids of the codebook; ValueError where `bits` is a fraction, which no single matrix can have."""
+        if self.levels is None and self.bits != int(self.bits):
+            raise ValueError(f"{self.bits} bits are an average over matrices, not the bits of one")
+        return self.levels or 2 ** int(self.bits)
 
-READ_BY: dict[str, set[str]] = {  # settings beside encoder, bits and seed
+    @property
+    def is_average(self) -> bool:
+        """Whether `bits` is an average, so that each matrix is to get a level count of its own."""
+        return self.levels is None and self.bits != int(self.bits)
+
+    @property
+    def code_bits(self) -> float:
+        """log2 of the level count, or the average."""
+        return self.bits if self.levels is None else math.log2(self.levels)
+
+
+READ_BY: dict[str, set[str]] = {  # settings beside encoder, bits, levels and seed
+    "annealed": {"effort", "codebook", "side"},
     "greedy": {
         *("basis", "basis_count", "form", "rule", "max_iter", "tol"),
         *("init", "restarts", "kmeans_iter", "kmeans_tol"),

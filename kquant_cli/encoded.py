@@ -54,6 +54,7 @@ class Layout:
     group: int = 0  # columns a scale holds for; 0: all
     col_scale: bool = False
     channel_scale: bool = False
+    channel_scale_from: str | None = None  # the module that stores it, where several share it; None: this one
     transposed: bool = False  # the source stores (in_features, out_features), as GPT-2's Conv1D does
     dtype: str = "float32"  # of the source
 
@@ -64,7 +65,8 @@ class Layout:
         values |= {"columns": self.columns} if self.columns != 2 else {}
         values |= {"scale": list(self.scale)} if self.scale else {}
         values |= {"group": self.group} if self.group else {}
-        return values | {k: True for k in ("col_scale", "channel_scale", "transposed") if getattr(self, k)}
+        values |= {k: True for k in ("col_scale", "channel_scale", "transposed") if getattr(self, k)}
+        return values | ({"channel_scale_from": self.channel_scale_from} if self.channel_scale_from else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Layout:
@@ -91,12 +93,14 @@ class Layout:
         _expect(isinstance(self.dtype, str) and self.dtype in FLOATING, "dtype", self.dtype)
         for name in ("col_scale", "channel_scale", "transposed"):
             _expect(isinstance(getattr(self, name), bool), name, getattr(self, name))
+        shared = self.channel_scale_from
+        _expect(shared is None or (isinstance(shared, str) and self.channel_scale), "channel_scale_from", shared)
         for side in SIDES:
             if (spec := getattr(self.frame, side)) is not None:
                 _expect(spec.size == (rows if side.startswith("left") else columns), f"size of {side}", spec.size)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every stored tensor by its suffix, such as `weight_codes`."""
+        """The shape of every tensor that the matrix stores itself, by its suffix, such as `weight_codes`."""
         rows, columns = self.shape
         shapes: dict[str, tuple[int, ...]] = {
             "weight_codes": (rows, row_bytes(columns, self.levels)),
@@ -104,7 +108,8 @@ class Layout:
         }
         shapes |= {"weight_scale": self.scale} if self.scale else {}
         shapes |= {"weight_col_scale": (columns,)} if self.col_scale else {}
-        return shapes | ({"weight_channel_scale": (columns,)} if self.channel_scale else {})
+        own = self.channel_scale and self.channel_scale_from is None
+        return shapes | ({"weight_channel_scale": (columns,)} if own else {})
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Record:
     """How the encoding of a matrix went: provenance, not needed for decoding."""
 
     encoder: str
-    bits: int
+    levels: int
     basis: str | None = None
     iterations: int = 0
     converged: bool | None = None  # None: the encoder does not iterate towards a tolerance
@@ -162,23 +167,26 @@ class EncodedMatrix:
         return left.make().apply(term, dim=0) if left is not None else term
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors as stored, by suffix: codes packed, on the CPU."""
-        tensors = {"weight_codes": pack(self.codes, self.layout.levels), "weight_codebook": self.codebook}
-        for name in ("scale", "col_scale", "channel_scale"):
-            if (value := getattr(self, name)) is not None:
-                tensors[f"weight_{name}"] = value
-        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        """The tensors as stored, by suffix: codes packed, on the CPU; a channel scale of another module is not."""
+        codes = {"weight_codes": pack(self.codes, self.layout.levels)}
+        own = {
+            name: getattr(self, name.removeprefix("weight_"))
+            for name in self.layout.tensor_shapes()
+            if name not in codes
+        }
+        return {name: tensor.cpu().contiguous() for name, tensor in (codes | own).items()}
 
     @classmethod
     def from_tensors(cls, layout: Layout, tensors: Mapping[str, torch.Tensor]) -> EncodedMatrix:
-        """The inverse of `to_tensors`.
+        """The inverse of `to_tensors`; a channel scale of another module is to be among the tensors, too.
 
         Raises
         ------
         ValueError
             A tensor that `layout` asks for is missing or has another shape.
         """
-        for name, shape in layout.tensor_shapes().items():
+        shared = {"weight_channel_scale": (layout.shape[1],)} if layout.channel_scale else {}
+        for name, shape in (layout.tensor_shapes() | shared).items():
             if name not in tensors or tuple(tensors[name].shape) != shape:
                 found = tuple(tensors[name].shape) if name in tensors else "nothing"
                 raise ValueError(f"{name}: expected shape {shape}, found {found}")
@@ -188,10 +196,11 @@ class EncodedMatrix:
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits over weights: codes with their padding, codebook and scales."""
+        """Stored bits over weights: codes with their padding, codebook and the scales that the matrix stores itself."""
         rows, columns = self.layout.shape
         size = rows * row_bytes(columns, self.layout.levels)
-        for tensor in (self.codebook, self.scale, self.col_scale, self.channel_scale):
+        shared = self.layout.channel_scale_from is not None
+        for tensor in (self.codebook, self.scale, self.col_scale, None if shared else self.channel_scale):
             size += tensor.numel() * tensor.element_size() if tensor is not None else 0
         return 8 * size / (rows * columns)
 

@@ -42,7 +42,7 @@ class DCT(GeneratedBasis):
         n = self.size
         empty = torch.empty(0, device=device)
         if n <= (LARGEST_DENSE_CPU if device.type == "cpu" else LARGEST_DENSE_DEVICE):
-            return DCTTables(_matrix(n).to(device, dtype), *[empty] * 6)
+            return DCTTables(dct_matrix(n).to(device, dtype), *[empty] * 6)
         j = torch.arange(n)
         order = torch.cat([j[::2], j[1::2].flip(0)])  # v, then backwards in time: v_0, v_{n-1}, ..., v_1
         order = torch.cat([order[:1], order[1:].flip(0)])
@@ -100,7 +100,7 @@ def _transposed(x: Tensor) -> Tensor:
     return x.T.contiguous()
 
 
-def _matrix(n: int) -> Tensor:
+def dct_matrix(n: int) -> Tensor:
     """Q (n, n) in float64, the cosines' arguments reduced in integers."""
     j = torch.arange(n)
     q = torch.cos(((2 * j[:, None] + 1) * j % (4 * n)).double() * (math.pi / (2 * n))) * math.sqrt(2 / n)

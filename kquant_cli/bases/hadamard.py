@@ -6,7 +6,7 @@ index of a vector is i = i_S m + i_P: 768 = 64 * 12, 5120 = 256 * 20, 11008 = 32
 gets blocks on the diagonal, I (x) H, of the largest divisor that has such an H; a `note` says so. Odd sizes above 1
 would get blocks of 1 and are refused.
 
-A product with S (x) P is a few products with small matrices, one for each group of bits of i_S, and one for i_P.
+The factors are one Sylvester matrix for each group of bits of i_S, and P.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kquant_cli.bases.basis import GeneratedBasis
 from kquant_cli.bases.groups import split_bits
+from kquant_cli.bases.kronecker import KroneckerBasis
 from kquant_cli.bases.paley import is_paley_order, paley
 from kquant_cli.errors import KQuantError
 
@@ -31,22 +31,22 @@ GROUP_BITS_CPU = 4  # measured on 2048 x 8192: products with 16 x 16 matrices be
 GROUP_BITS_DEVICE = 6  # fewer passes over memory, and matrix products are cheap
 
 
-class Hadamard(GeneratedBasis):
+class Hadamard(KroneckerBasis):
     """The scaled Hadamard matrix of the size, or blocks of one; no randomness, the seed is not used."""
 
     def __init__(self, spec: BasisSpec) -> None:
-        self.block = largest_block(spec.size)
-        if self.block == 1 and spec.size > 1:
+        block = largest_block(spec.size)
+        if block == 1 and spec.size > 1:
             raise KQuantError(
                 f"basis '{spec.kind}' cannot have the odd size {spec.size}; choose 'dct', which has every size"
             )
         note = ""
-        if self.block < spec.size:
+        if block < spec.size:
             note = (
-                f"{spec.kind} of size {spec.size} is block-diagonal: {spec.size // self.block} blocks of {self.block}, "
+                f"{spec.kind} of size {spec.size} is block-diagonal: {spec.size // block} blocks of {block}, "
                 "because no full Hadamard matrix of that size is constructed here"
             )
-        super().__init__(spec, note)
+        super().__init__(spec, note, block)
 
     def make_tables(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         """The factors of H, the leftmost first, each over the square root of its order."""
@@ -56,25 +56,6 @@ class Hadamard(GeneratedBasis):
         groups = split_bits(bits, GROUP_BITS_CPU if device.type == "cpu" else GROUP_BITS_DEVICE)
         matrices = [sylvester(group) for group in groups] + ([paley(m)] if m > 1 else [])
         return [torch.from_numpy(h).to(device, torch.float64).div(math.sqrt(len(h))).to(dtype) for h in matrices]
-
-    def rows(self, x: Tensor, tables: list[Tensor], adjoint: bool) -> Tensor:
-        """(r, blocks, f_1, f_2, ..., f_last): a product along each axis, the last first."""
-        shape, inner = x.shape, 1
-        for factor in reversed(tables):
-            h = factor.T if adjoint else factor
-            order = len(h)
-            x = x.reshape(-1, order) @ h.T if inner == 1 else _batched(h, x.view(-1, order, inner))
-            inner *= order
-        return x.view(shape)
-
-    def columns(self, x: Tensor, tables: list[Tensor], adjoint: bool) -> Tensor:
-        """(blocks, f_1, f_2, ..., f_last, c): a product along each axis, the first first."""
-        shape, inner = x.shape, self.block
-        for factor in tables:
-            h = factor.T if adjoint else factor
-            inner //= len(h)
-            x = _batched(h, x.reshape(-1, len(h), inner * shape[1]))
-        return x.view(shape)
 
 
 def largest_block(size: int) -> int:
@@ -96,8 +77,3 @@ def sylvester(bits: int) -> np.ndarray:
     """The Sylvester matrix of order 2^bits, int8."""
     h = np.array([[1, 1], [1, -1]], dtype=np.int8)
     return reduce(np.kron, [h] * bits, np.ones((1, 1), dtype=np.int8))
-
-
-def _batched(h: Tensor, x: Tensor) -> Tensor:
-    """h (n, n) times each x (batch, n, inner)."""
-    return h @ x[0][None] if len(x) == 1 else torch.bmm(h.expand(len(x), *h.shape), x)

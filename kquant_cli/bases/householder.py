@@ -58,5 +58,5 @@ class Householder(GeneratedBasis):
 
 
 def _products(x: Tensor, v: Tensor) -> Tensor:
-    """x V; for a single vector without BLAS, whose product of a matrix and a vector may round otherwise at each call."""
+    """x V; for one vector without BLAS, which there may round otherwise at each call."""
     return (x * v.T).sum(dim=1, keepdim=True) if v.shape[1] == 1 else x @ v

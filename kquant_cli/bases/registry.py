@@ -6,6 +6,7 @@ from kquant_cli.bases.dct import DCT
 from kquant_cli.bases.dense import QR
 from kquant_cli.bases.givens import Givens
 from kquant_cli.bases.hadamard import Hadamard
+from kquant_cli.bases.hadamard_dct import HadamardDCT, SignedHadamardDCT, TwiceSignedHadamardDCT
 from kquant_cli.bases.householder import Householder
 from kquant_cli.bases.identity import Identity
 from kquant_cli.bases.signed import SignedDCT, SignedDCTII, SignedHadamard
@@ -15,6 +16,9 @@ BASES: dict[str, type[GeneratedBasis]] = {
     "dct": DCT,
     "hadamard": Hadamard,
     "signed_hadamard": SignedHadamard,
+    "hadamard_dct": HadamardDCT,
+    "signed_hadamard_dct": SignedHadamardDCT,
+    "twice_signed_hadamard_dct": TwiceSignedHadamardDCT,
     "signed_dct_ii": SignedDCTII,
     "signed_dct": SignedDCT,
     "butterfly": Butterfly,

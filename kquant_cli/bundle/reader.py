@@ -38,6 +38,9 @@ class Bundle:
         """The encoded matrix of that module name; KQuantError when its tensors do not fit its layout."""
         layout = self.layouts[name]
         tensors = {suffix: read_tensor(self.infos[f"{name}.{suffix}"]) for suffix in layout.tensor_shapes()}
+        if layout.channel_scale_from is not None:
+            shared = "weight_channel_scale"
+            tensors[shared] = read_tensor(self.infos[f"{layout.channel_scale_from}.{shared}"])
         try:
             return EncodedMatrix.from_tensors(layout, tensors)
         except ValueError as error:
@@ -193,6 +196,12 @@ def _infos(path: Path, weight_map: Mapping[str, str], layouts: Mapping[str, Layo
                     f"{path}: expected the tensor {module}.{suffix} of shape {list(shape)}, found {found}; "
                     f"the bundle is damaged, make it again"
                 )
+        owner = layout.channel_scale_from
+        if owner is not None and not _shares(layout, layouts.get(owner)):
+            raise KQuantError(
+                f"{path / CONFIG}: {module!r} takes its channel scale from {owner!r}, which has none of its size; "
+                f"the bundle is damaged, make it again"
+            )
     for name in sorted(infos):
         module, _, suffix = name.rpartition(".")
         if suffix == "weight_codes" and module not in layouts:
@@ -201,3 +210,13 @@ def _infos(path: Path, weight_map: Mapping[str, str], layouts: Mapping[str, Layo
                 f"the bundle is damaged, make it again"
             )
     return infos
+
+
+def _shares(layout: Layout, owner: Layout | None) -> bool:
+    """Whether `owner` stores a channel scale that fits `layout`."""
+    return (
+        owner is not None
+        and owner.channel_scale
+        and owner.channel_scale_from is None
+        and owner.shape[1] == layout.shape[1]
+    )

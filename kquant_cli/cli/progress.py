@@ -56,7 +56,7 @@ def _line(done: Done) -> str:
     parts = [f"{done.job.matrix.name}  {shape}"]
     if record.trace:
         parts.append(f"{record.iterations} iterations" + ("" if record.converged else " (not converged)"))
-    kept = {"kept": "kept dense", "fallback": f"encoded with {record.encoder} {record.bits} bits instead"}
+    kept = {"kept": "kept dense", "fallback": f"encoded with {record.encoder}, {record.levels} levels, instead"}
     parts += [kept[record.outcome]] if record.outcome in kept else []
     parts += [f"relative error {record.relative_error:.4f}"] if record.outcome != "kept" else []
     rate = f"{done.job.weights / max(done.seconds, 1e-9) / 1e6:.2f} M weights/s"

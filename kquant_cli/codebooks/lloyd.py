@@ -10,6 +10,7 @@ from torch import Tensor
 from kquant_cli.codebooks.cells import FEW, make_cells
 from kquant_cli.codebooks.grid import stretches
 from kquant_cli.codebooks.nearest import nearest
+from kquant_cli.codebooks.sums import sum_by_code
 from kquant_cli.threads import for_each
 
 COMPARED = 2**20  # products in memory at a time
@@ -82,7 +83,7 @@ class _CellSums:
 
         code = self.cells.grid.labels(label)
         cut = torch.cat([code < 0, self.outside])
-        whole = _sum_by_code(code.clamp(min=0), self.values * ~cut[:-1, None], len(centroids))
+        whole = sum_by_code(code.clamp(min=0), self.values * ~cut[:-1, None], len(centroids))
 
         def cluster(points: Tensor, cell: Tensor) -> Tensor:
             chosen = torch.index_select(cut, 0, cell).nonzero()[:, 0]
@@ -93,7 +94,7 @@ class _CellSums:
 
 
 def _cluster(rows: Tensor, centroids: Tensor) -> Tensor:
-    return _sum_by_code(_assign(rows[:, 1:], centroids), rows, len(centroids))
+    return sum_by_code(_assign(rows[:, 1:], centroids), rows, len(centroids))
 
 
 def _rows(points: Tensor, centre: Tensor) -> Tensor:
@@ -106,17 +107,6 @@ def _assign(points: Tensor, centroids: Tensor) -> Tensor:
     offset = centroids.square().sum(dim=1) / -2
     parts = points.split(max(1, COMPARED // len(centroids)))
     return torch.cat([torch.addmm(offset, part, centroids.T).max(dim=1).indices for part in parts])
-
-
-def _sum_by_code(codes: Tensor, values: Tensor, k: int) -> Tensor:
-    """Sums (k, c) of the rows of values (n, c) with the same code; without atomic additions, whose order would vary."""
-    if not values.is_cuda:
-        return torch.stack([torch.bincount(codes, column, minlength=k) for column in values.T], dim=1)
-    total, names = values.new_zeros(k, values.shape[1]), torch.arange(k, device=codes.device)
-    rows = max(1, 2**26 // k)
-    for part, block in zip(codes.split(rows), values.split(rows), strict=True):
-        total += (part == names[:, None]).to(values.dtype) @ block
-    return total
 
 
 def _relocate(points: Tensor, centre: Tensor, centroids: Tensor, totals: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import SIDES, EncodedMatrix, Layout
+from kquant_cli.encoders.annealed import annealed_layout, encode_annealed
 from kquant_cli.encoders.greedy import encode_greedy, greedy_layout
 from kquant_cli.encoders.scalar import encode_kmeans, encode_uniform, kmeans_layout, uniform_layout
 
@@ -25,6 +26,7 @@ class Encoder:
 
 
 ENCODERS: dict[str, Encoder] = {
+    "annealed": Encoder(encode_annealed, annealed_layout),
     "greedy": Encoder(encode_greedy, greedy_layout),
     "uniform": Encoder(encode_uniform, uniform_layout),
     "kmeans": Encoder(encode_kmeans, kmeans_layout),
@@ -40,16 +42,18 @@ def check_basis(shape: tuple[int, int], config: EncoderConfig) -> None:
 
 
 def encoded_bytes(shape: tuple[int, int], config: EncoderConfig) -> int:
-    """Bytes that a matrix (out_features, in_features) takes when encoded with these settings."""
+    """Bytes that a matrix (out_features, in_features) takes with these settings, but for a channel scale."""
     layout = ENCODERS[config.encoder].layout(shape, config)
-    sizes = {"weight_codes": 1, "weight_scale": 2 if config.encoder == "uniform" else 4}
+    scale_bytes = 2 if config.encoder in ("annealed", "uniform") else 4
+    sizes = {"weight_codes": 1, "weight_scale": scale_bytes, "weight_col_scale": scale_bytes}
     return sum(math.prod(size) * sizes.get(name, 4) for name, size in layout.tensor_shapes().items())
 
 
-def encode(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
+def encode(weight: torch.Tensor, config: EncoderConfig, channel_scale: torch.Tensor | None = None) -> EncodedMatrix:
     """Encode `weight` (out_features, in_features), of any float dtype, on its device; its record has the error.
 
-    Arithmetic is in float32, or float64 for a float64 weight.
+    With a `channel_scale` d (in_features,) it is W diag(d) that is encoded, and decoding divides by d. Arithmetic is in
+    float32, or float64 for a float64 weight (but for the annealed encoder).
 
     Raises
     ------
@@ -64,10 +68,16 @@ def encode(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
         raise ValueError("the weight has entries that are not finite")
     source = str(weight.dtype).removeprefix("torch.")
     weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    encoded = ENCODERS[config.encoder].encode(weight, config)
+    if channel_scale is None:
+        encoded = ENCODERS[config.encoder].encode(weight, config)
+    else:
+        channel_scale = channel_scale.to(weight.device)
+        encoded = ENCODERS[config.encoder].encode(weight * channel_scale.to(weight.dtype), config)
+        encoded = replace(encoded, channel_scale=channel_scale)
     assert encoded.record is not None
     record = replace(encoded.record, relative_error=_relative_error(weight, encoded))
-    return replace(encoded, layout=replace(encoded.layout, dtype=source), record=record)
+    layout = replace(encoded.layout, dtype=source, channel_scale=channel_scale is not None)
+    return replace(encoded, layout=layout, record=record)
 
 
 def _relative_error(weight: torch.Tensor, encoded: EncodedMatrix) -> float:

@@ -18,7 +18,7 @@ def cluster(points: torch.Tensor, config: EncoderConfig, peaks: torch.Tensor | N
     The first start is `config.init`, further ones are k-means++. Of several starts, each is followed on a sample, and
     the one with the smallest inertia there goes on with all points.
     """
-    levels = 2**config.bits
+    levels = config.level_count
     limits: dict[str, Any] = {"max_iter": config.kmeans_iter, "tol": config.kmeans_tol}
     sample = points[:: len(points) // SAMPLE | 1]  # an odd stride: in step with no power of two
     starts = []

@@ -35,7 +35,7 @@ def greedy_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
     left = BasisSpec(config.basis, rows, (config.seed + 1) % 2**32, options)
     by_row = config.form == "vector"
     frame = Frame(left_v=None if by_row else left, right_v=right)
-    return Layout(shape=shape, levels=2**config.bits, frame=frame, scale=(rows if by_row else 1, 1))
+    return Layout(shape=shape, levels=config.level_count, frame=frame, scale=(rows if by_row else 1, 1))
 
 
 def encode_greedy(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
@@ -54,7 +54,7 @@ def encode_greedy(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
 
     points = torch.stack([factors.u.flatten(), factors.v.flatten()], dim=1)
     record = _record(config, factors, [spec for spec in (left, right) if spec])
-    peaks = pair_peaks(factors, config.bits) if config.init == "peaks" else None
+    peaks = pair_peaks(factors, config.level_count.bit_length() - 1) if config.init == "peaks" else None
     del factors
     codebook = cluster(points, config, peaks).float()
     codes = nearest(points, codebook.to(points.dtype)).view(weight.shape)
@@ -97,7 +97,7 @@ def _record(config: EncoderConfig, factors: KashinFactors, bases: list[BasisSpec
     notes = {note for spec in bases if (note := spec.make().note)}
     return Record(
         encoder=config.encoder,
-        bits=config.bits,
+        levels=config.level_count,
         basis=config.basis,
         iterations=factors.iterations,
         converged=factors.converged,

@@ -12,24 +12,24 @@ from kquant_cli.encoders.clustering import cluster, root_mean_square, signed_sum
 
 def kmeans_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
     """The layout of a matrix (out_features, in_features): one scale."""
-    return Layout(shape=shape, levels=2**config.bits, columns=1, scale=(1, 1))
+    return Layout(shape=shape, levels=config.level_count, columns=1, scale=(1, 1))
 
 
 def uniform_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
     """The layout of a matrix (out_features, in_features): no scale, or one for each group of columns."""
     rows, columns = shape
     if config.group_size == 0:
-        return Layout(shape=shape, levels=2**config.bits, columns=1)
+        return Layout(shape=shape, levels=config.level_count, columns=1)
     groups = -(-columns // config.group_size)
     group = config.group_size if groups > 1 else 0
-    return Layout(shape=shape, levels=2**config.bits, columns=1, scale=(rows, groups), group=group)
+    return Layout(shape=shape, levels=config.level_count, columns=1, scale=(rows, groups), group=group)
 
 
 def encode_kmeans(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     """K-means of all weights of the matrix into 2^bits centroids, with one scale, the root mean square."""
     scale = root_mean_square(weight)
     points = (weight / torch.where(scale > 0, scale, 1)).reshape(-1, 1)
-    peaks = scalar_peaks(points, config.bits).unsqueeze(1) if config.init == "peaks" else None
+    peaks = scalar_peaks(points, config.level_count.bit_length() - 1).unsqueeze(1) if config.init == "peaks" else None
     codebook = cluster(points, config, peaks).float()
     codes = nearest(points, codebook.to(points.dtype)).view(weight.shape)
     layout = kmeans_layout((weight.shape[0], weight.shape[1]), config)
@@ -48,11 +48,11 @@ def scalar_peaks(points: torch.Tensor, bits: int) -> torch.Tensor:
 def encode_uniform(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     """Evenly spaced levels: over the tensor's range (group_size 0), or symmetric with a scale a group of columns.
 
-    Group form, the field's usual one: with K = 2^bits, q = round(w / s) in -K/2 .. K/2 - 1 and s = 2 max|w| / (K - 1);
+    Group form, the field's usual one: with K levels, q = round(w / s) in -K/2 .. K/2 - 1 (-(K-1)/2 .. (K-1)/2 for odd K) and s = 2 max|w| / (K - 1);
     at 1 bit +-s with s = mean|w|. A last group may be short. Scales are kept in float16, or in float32 where float16
     would overflow or lose digits; the codes are taken against the rounded scale.
     """
-    levels, (rows, columns) = 2**config.bits, weight.shape
+    levels, (rows, columns) = config.level_count, weight.shape
     layout = uniform_layout((rows, columns), config)
     if config.group_size == 0:
         codebook = torch.linspace(0, 1, levels, dtype=weight.dtype, device=weight.device)
@@ -65,12 +65,12 @@ def encode_uniform(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix
     padded = torch.nn.functional.pad(weight, (0, groups * group - columns)).view(rows, groups, group)
     sizes = torch.full((groups, 1), float(group), dtype=weight.dtype, device=weight.device)
     sizes[-1] -= groups * group - columns
-    if config.bits == 1:
+    if levels == 2:
         scale = padded.abs().sum(-1, keepdim=True) / sizes
         first, step = -1.0, 2.0
     else:
         scale = padded.abs().amax(-1, keepdim=True) * 2 / (levels - 1)
-        first, step = -levels / 2, 1.0
+        first, step = -float(levels // 2), 1.0
     kept = scale.half()
     fits = torch.isfinite(kept).all() and (scale[scale > 0] > torch.finfo(torch.float16).tiny).all()
     stored = kept if fits else scale.float()
@@ -83,4 +83,4 @@ def encode_uniform(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix
 
 
 def _record(config: EncoderConfig) -> Record:
-    return Record(encoder=config.encoder, bits=config.bits)
+    return Record(encoder=config.encoder, levels=config.level_count)

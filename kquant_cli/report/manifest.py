@@ -32,7 +32,7 @@ class _Matrix(_Part):
     shape: Annotated[list[int], Field(min_length=2, max_length=2)]
     bytes: int
     encoder: str
-    bits: int
+    levels: int
     basis: str | None
     iterations: int
     converged: bool | None

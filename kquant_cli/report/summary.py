@@ -58,10 +58,10 @@ def _layer(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         "shape": facts["shape"],
         "weights": rows * columns,
         "encoder": None if kept else facts["encoder"],
-        "bits": None if kept else facts["bits"],
+        "levels": None if kept else facts["levels"],
         "bits_per_weight": None if kept else _ratio(8 * facts["bytes"], rows * columns),
         "relative_squared_error": facts["relative_error"] ** 2,
-        **{k: v for k, v in facts.items() if k not in ("shape", "bytes", "encoder", "bits")},
+        **{k: v for k, v in facts.items() if k not in ("shape", "bytes", "encoder", "levels")},
     }
 
 

@@ -1,0 +1,113 @@
+"""Codebooks and schedules: where the centroids lie, how fast the temperature falls, how far a sweep extrapolates.
+
+    ring      K points on a circle: radius (cos a_k, sin a_k),  a_k = 2 pi (k + phase) / K
+    product   K / 2 Lloyd-Max levels of a Gaussian times `first`, each with v = -second and v = +second
+
+At the fraction x of the sweeps, from 0 to 1:
+
+    beta(x) = beta_first (beta_last / beta_first)^(x^shape)
+    momentum(x) = momentum_first + (momentum_last - momentum_first) x
+
+The numbers come from scripts/search_codebooks.py, which writes codebooks.json with the errors that it measured; between
+the level counts of the file they are interpolated in log K.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from dataclasses import asdict, astuple, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kquant_cli.codebooks import lloyd_max
+
+SWEEPS = {"fast": 20, "balanced": 60, "best": 400}
+HARD_SWEEPS = 12
+MOVING = 0.4  # share of the positions that a hard sweep moves: all at once would oscillate
+FILE = Path(__file__).with_name("codebooks.json")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The numbers above. For a ring (first, second) = (radius, phase)."""
+
+    first: float
+    second: float
+    beta_first: float
+    beta_last: float
+    shape: float
+    momentum_first: float
+    momentum_last: float
+
+    def betas(self, sweeps: int) -> torch.Tensor:
+        """Inverse temperatures (sweeps,), float32."""
+        x = _fractions(sweeps)
+        return (self.beta_first * (self.beta_last / self.beta_first) ** (x**self.shape)).float()
+
+    def momenta(self, sweeps: int) -> torch.Tensor:
+        """Factors of the extrapolation (sweeps,), float32."""
+        return (self.momentum_first + (self.momentum_last - self.momentum_first) * _fractions(sweeps)).float()
+
+
+def points(kind: str, levels: int, schedule: Schedule) -> torch.Tensor:
+    """The codebook (levels, 2), float32, for a weight of unit mean square; `kind` is ring or product."""
+    if kind == "ring":
+        angles = 2 * math.pi * (torch.arange(levels, dtype=torch.float64) + schedule.second) / levels
+        return (schedule.first * torch.stack([angles.cos(), angles.sin()], dim=1)).float()
+    u = schedule.first * lloyd_max(levels // 2)
+    v = torch.tensor([-schedule.second, schedule.second], dtype=torch.float64)
+    return torch.cartesian_prod(u, v).float()
+
+
+def find_schedule(kind: str, levels: int, effort: str) -> Schedule:
+    """The searched numbers, interpolated where `levels` was not searched."""
+    known = _searched()[kind, effort]
+    counts = sorted(known)
+    if levels in known or levels <= counts[0] or levels >= counts[-1]:
+        return known[min(max(levels, counts[0]), counts[-1])] if levels not in known else known[levels]
+    above = bisect_left(counts, levels)
+    low, high = counts[above - 1], counts[above]
+    share = math.log(levels / low) / math.log(high / low)
+    pairs = zip(astuple(known[low]), astuple(known[high]), strict=True)
+    return Schedule(*(a * (b / a) ** share if a > 0 and b > 0 else a + (b - a) * share for a, b in pairs))
+
+
+def predicted_error(levels: int, effort: str = "balanced") -> float:
+    """Relative squared error on Gaussian rows that the search measured for a ring, log-log between its level counts."""
+    table = {e["levels"]: e["error"] for e in load()["searched"] if e["kind"] == "ring" and e["effort"] == effort}
+    counts = sorted(table)
+    above = min(max(bisect_left(counts, levels), 1), len(counts) - 1)
+    low, high = counts[above - 1], counts[above]
+    share = math.log(levels / low) / math.log(high / low)
+    return math.exp(math.log(table[low]) * (1 - share) + math.log(table[high]) * share)
+
+
+@cache
+def load() -> dict[str, Any]:
+    """The data file."""
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+@cache
+def _searched() -> dict[tuple[str, str], dict[int, Schedule]]:
+    names = [field.name for field in fields(Schedule)]
+    found: dict[tuple[str, str], dict[int, Schedule]] = {}
+    for entry in load()["searched"]:
+        schedule = Schedule(*(entry[name] for name in names))
+        found.setdefault((entry["kind"], entry["effort"]), {})[entry["levels"]] = schedule
+    return found
+
+
+def to_entry(kind: str, levels: int, effort: str, schedule: Schedule, error: float) -> dict[str, Any]:
+    """An entry of the data file."""
+    rounded = {name: float(f"{value:.5g}") for name, value in asdict(schedule).items()}
+    return {"kind": kind, "levels": levels, "effort": effort, **rounded, "error": float(f"{error:.4g}")}
+
+
+def _fractions(sweeps: int) -> torch.Tensor:
+    return torch.linspace(0, 1, sweeps, dtype=torch.float64) if sweeps > 1 else torch.ones(1, dtype=torch.float64)
