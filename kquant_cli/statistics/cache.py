@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -56,12 +56,13 @@ def load_or_collect(
         except KQuantError as error:
             say(f"the statistics are measured again: {error}")
     statistics = collect(checkpoint, names, stats, seed=seed, device=device, tokens=tokens, progress=progress)
-    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    part = file.with_name(file.name + ".tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         statistics.save(part, wanted)
         part.replace(file)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise KQuantError(f"{file} cannot be written ({error.strerror or error}): choose another --output") from error
     return statistics

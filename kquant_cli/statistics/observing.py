@@ -70,5 +70,5 @@ def _moments(inputs: Tensor) -> Moments:
     rows = inputs.detach().reshape(-1, inputs.shape[-1])
     sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
     for piece in rows.split(max(1, PIECE // rows.shape[1])):
-        sums += piece.double().square_().sum(0)
+        sums += piece.double().square().sum(0)
     return Moments(sums.cpu(), len(rows))

@@ -41,7 +41,7 @@ def column_energy(weights: Iterable[Tensor]) -> Tensor:
     totals = []
     for weight in weights:
         pieces = weight.detach().split(max(1, PIECE // weight.shape[1]))
-        totals += [piece.double().square_().sum(0) for piece in pieces]
+        totals += [piece.double().square().sum(0) for piece in pieces]
     return torch.stack(totals).sum(0)
 
 
