@@ -1,0 +1,44 @@
+"""What is said where a model cannot be run, or a matrix not be observed: those are encoded without statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from huggingface_hub.errors import StrictDataclassError
+
+from kquant_cli.errors import KQuantError
+
+# What transformers, and the code of its models, raise for a checkpoint that they cannot use.
+ERRORS: Final = (
+    *(OSError, ImportError, RuntimeError, ValueError, StrictDataclassError),
+    *(TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
+)
+
+
+# Why a matrix has no statistics: ends of sentences about several of them.
+NOT_PLACED: Final = "the model that transformers makes of the checkpoint does not use them"
+LOOKED_UP: Final = "their rows are looked up, not multiplied"
+WRONG_SIDE: Final = "they are stored with rows and columns the other way round than their module multiplies"
+SQUARE: Final = "they are only parts of a tensor, and square, so that their input side is not certain"
+INSIDE: Final = "transformers fuses them with others, and their inputs stay inside (an expert's last projection)"
+
+
+class StatisticsUnavailable(KQuantError):  # noqa: N818 (what the user reads is that, not an error)
+    """The inputs of the model's layers cannot be observed; a bundle can still be made, without channel scales."""
+
+
+@contextmanager
+def or_unavailable(what: str) -> Iterator[None]:
+    """Turn transformers' failure into one sentence about `what`; KQuantError passes."""
+    try:
+        yield
+    except ERRORS as error:
+        if isinstance(error, ValueError) and "trust_remote_code=True" in str(error):
+            reason = "it needs Python code that comes with it, which kquant never runs"
+        else:
+            lines = (line.strip().rstrip(".") for line in str(error).splitlines())
+            said = next((line for line in lines if line), "no reason given")
+            reason = f"{type(error).__name__}: {said}"
+        raise StatisticsUnavailable(f"{what} cannot be run by transformers ({reason})") from error
