@@ -1,0 +1,178 @@
+"""How much the model's predictions suffer from an error in each matrix.
+
+    sensitivity of a matrix = KL(P || P') / eps
+
+P the model's next-token distributions, P' the same when this one matrix has noise (noise.py) of relative squared error
+eps, the mean over tokens in nats. For small errors the KL is linear in eps, and those of several matrices add up
+(arXiv 2411.17525, linearity theorem), so that a matrix encoded with relative squared error e costs sensitivity * e.
+What stands in for the KL where a model has no such distributions is in divergence.py: the unit then differs, but it is
+the same for all matrices of a model.
+
+A single draw of the noise is off by a tenth to a half (standard deviation on SmolLM2, query projections the worst), as
+few of its directions matter. So the tokens are cut into DRAWS parts with a draw each, which costs no more.
+
+One forward pass a matrix, begun at the matrix's block (replay.py), in float32: the model is in memory with 4 bytes a
+parameter. A matrix whose place in the loaded model is not certain, or whose noise reached no output (an expert that no
+token chose), gets the geometric mean of the others', and a note says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+import transformers
+
+from kquant_cli.allocation.divergence import Reference
+from kquant_cli.allocation.inputs import DATA_FREE, model_inputs
+from kquant_cli.allocation.noise import noise
+from kquant_cli.allocation.parameters import Place, find_places
+from kquant_cli.allocation.replay import FAILURES, Replay
+from kquant_cli.checkpoint import Checkpoint, Matrix
+from kquant_cli.errors import KQuantError
+from kquant_cli.runtime import LoadedModel, load_model
+
+__all__ = ["DATA_FREE", "DRAWS", "EPS", "TOKENS", "measure_sensitivity", "perturbed"]
+
+TOKENS: Final = 512
+DRAWS: Final = 4
+EPS: Final = 1e-3  # less than any encoder of up to 5 bits leaves, and far above the rounding of float32
+FLOOR: Final = 1e-12  # the sensitivity of a zero matrix, on which nothing depends
+NOTHING: Final = 1e-11  # a divergence that the rounding of float32 can make where passes differ in the order of sums
+
+Told = Callable[[str, int, int], None]
+
+
+def measure_sensitivity(
+    checkpoint: Checkpoint,
+    matrices: Sequence[Matrix],
+    source: str,
+    *,
+    seed: int,
+    device: torch.device | str,
+    channel_scales: Mapping[str, torch.Tensor] | None = None,
+    tokens: int = TOKENS,
+    eps: float = EPS,
+    progress: Told = lambda _name, _done, _all: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, float]:
+    """The sensitivity of each matrix by its name: finite, above zero, in nats a token per relative squared error.
+
+    `source` is "data-free" (seeded random token ids) or a text file. `channel_scales` has, by matrix name, the d
+    (in_features,) by which its columns are multiplied before they are encoded; ones where a matrix has none. `progress`
+    is told (name, done, all) after each matrix, `say` sentences that the user should read.
+
+    Raises
+    ------
+    KQuantError
+        transformers cannot load the checkpoint, the text is of no use, or the model computes numbers that are not
+        finite.
+    """
+    loaded, scales = _load(checkpoint, device), channel_scales or {}
+    with torch.no_grad():
+        places = find_places(loaded.model, checkpoint, matrices)
+        parts = [_Part.of(loaded, inputs) for inputs in model_inputs(loaded, source, tokens, seed, DRAWS)]
+        found: dict[str, float | None] = {}
+        for done, matrix in enumerate(matrices, start=1):
+            place, scale = places[matrix.name], scales.get(matrix.name)
+            value = None if place is None else _sensitivity(parts, place, scale, eps, f"{seed} {matrix.name}")
+            if value is not None and not math.isfinite(value):
+                raise KQuantError(
+                    f"{loaded.path}: with small errors in {matrix.name!r} the model computes numbers that are not "
+                    f"finite; leave it out with --exclude {matrix.tensor}"
+                )
+            found[matrix.name] = value
+            progress(matrix.name, done, len(matrices))
+    return _filled(found, [name for name, place in places.items() if place is None], say)
+
+
+class _Part:
+    """A part of the tokens: the first pass, and what it gave."""
+
+    def __init__(self, replay: Replay, reference: Reference) -> None:
+        self.replay, self.reference = replay, reference
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, inputs: Mapping[str, torch.Tensor]) -> _Part:
+        try:
+            replay = Replay(loaded.model, inputs)
+        except FAILURES as error:
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise KQuantError(
+                f"{loaded.path}: {type(loaded.model).__name__} does not run on token ids alone ({reason}), so its "
+                f"sensitivities cannot be measured: give a whole number of bits"
+            ) from error
+        return cls(replay, Reference.of(replay.output, loaded.path))
+
+    def divergence(self, place: Place, error: torch.Tensor) -> float:
+        """How far the output moves when `error` is added to the matrix."""
+        with perturbed(place.view, error):
+            moved = self.replay.run(place.blocks)
+        return self.reference.divergence(moved)
+
+
+def _sensitivity(
+    parts: Sequence[_Part], place: Place, scale: torch.Tensor | None, eps: float, label: str
+) -> float | None:
+    """Divergence per eps, the mean over the parts; None when an error that is there changes nothing."""
+    found = []
+    for draw, part in enumerate(parts):
+        error = noise(place.view, eps, scale, f"{label} {draw}")
+        if not error.any():
+            return FLOOR
+        found.append(part.divergence(place, error))
+    mean = math.fsum(found) / len(found)
+    return None if abs(mean) < NOTHING else max(mean / eps, FLOOR)
+
+
+@contextmanager
+def perturbed(weight: torch.Tensor, error: torch.Tensor) -> Iterator[None]:
+    """Within it, `weight` is weight + error, in place; afterwards what it was, bit for bit."""
+    own = weight.clone()
+    try:
+        weight.add_(error)
+        yield
+    finally:
+        weight.copy_(own)
+
+
+def _filled(found: Mapping[str, float | None], lost: Collection[str], say: Callable[[str], None]) -> dict[str, float]:
+    """`found` with the geometric mean in place of what is None; says for which matrices, and why."""
+    silent = [name for name, value in found.items() if value is None and name not in lost]
+    for names, why in ((lost, "transformers does not load them as they are stored"), (silent, "no token reached them")):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            say(f"the sensitivities of {len(names)} matrices are taken as the others' mean, since {why}: {shown}")
+    known = [value for value in found.values() if value is not None]
+    mean = math.exp(math.fsum(map(math.log, known)) / len(known)) if known else 1.0
+    return {name: mean if value is None else value for name, value in found.items()}
+
+
+def _load(checkpoint: Checkpoint, device: torch.device | str) -> LoadedModel:
+    """The model with the head that the checkpoint was saved with, in float32; a causal one where it names none."""
+    classes = _classes(checkpoint.config)
+    for auto_class in classes[:-1]:
+        try:
+            return _ready(load_model(checkpoint.path, auto_class=auto_class, device=device, dtype=torch.float32))
+        except KQuantError:
+            continue
+    return _ready(load_model(checkpoint.path, auto_class=classes[-1], device=device, dtype=torch.float32))
+
+
+def _classes(config: Mapping[str, Any]) -> list[str]:
+    """Which classes of transformers to try, in that order."""
+    named = config.get("architectures")
+    known = [name for name in named or () if isinstance(name, str) and hasattr(transformers, name)]
+    return known[:1] or ["AutoModelForCausalLM", "AutoModel"]
+
+
+def _ready(loaded: LoadedModel) -> LoadedModel:
+    """Without gradients, and without a cache of keys and values."""
+    loaded.model.requires_grad_(False)
+    for config in {id(c): c for c in (loaded.model.config, loaded.model.config.get_text_config())}.values():
+        if getattr(config, "use_cache", None):
+            config.use_cache = False
+    return loaded
