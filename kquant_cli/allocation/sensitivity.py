@@ -40,8 +40,7 @@ __all__ = ["DATA_FREE", "DRAWS", "EPS", "TOKENS", "measure_sensitivity", "pertur
 TOKENS: Final = 512
 DRAWS: Final = 4
 EPS: Final = 1e-3  # less than any encoder of up to 5 bits leaves, and far above the rounding of float32
-FLOOR: Final = 1e-12  # the sensitivity of a zero matrix, on which nothing depends
-NOTHING: Final = 1e-11  # a divergence that the rounding of float32 can make where passes differ in the order of sums
+NOTHING: Final = 1e-8  # of the largest sensitivity: what the rounding of float32 can make where the noise does nothing
 
 Told = Callable[[str, int, int], None]
 
@@ -75,18 +74,19 @@ def measure_sensitivity(
     with torch.no_grad():
         places = find_places(loaded.model, checkpoint, matrices)
         parts = [_Part.of(loaded, inputs) for inputs in model_inputs(loaded, source, tokens, seed, DRAWS)]
-        found: dict[str, float | None] = {}
+        found: dict[str, float] = {}
         for done, matrix in enumerate(matrices, start=1):
-            place, scale = places[matrix.name], scales.get(matrix.name)
-            value = None if place is None else _sensitivity(parts, place, scale, eps, f"{seed} {matrix.name}")
-            if value is not None and not math.isfinite(value):
-                raise KQuantError(
-                    f"{loaded.path}: with small errors in {matrix.name!r} the model computes numbers that are not "
-                    f"finite; leave it out with --exclude {matrix.tensor}"
-                )
-            found[matrix.name] = value
+            if (place := places[matrix.name]) is not None:
+                value = _sensitivity(parts, place, scales.get(matrix.name), eps, f"{seed} {matrix.name}")
+                if not math.isfinite(value):
+                    raise KQuantError(
+                        f"{loaded.path}: with small errors in {matrix.name!r} the model computes numbers that are not "
+                        f"finite; leave it out with --exclude {matrix.tensor}"
+                    )
+                found[matrix.name] = value
             progress(matrix.name, done, len(matrices))
-    return _filled(found, [name for name, place in places.items() if place is None], say)
+        zero = {name for name in found if (place := places[name]) is not None and not place.view.any()}
+    return _filled([matrix.name for matrix in matrices], found, zero, say)
 
 
 class _Part:
@@ -114,18 +114,10 @@ class _Part:
         return self.reference.divergence(moved)
 
 
-def _sensitivity(
-    parts: Sequence[_Part], place: Place, scale: torch.Tensor | None, eps: float, label: str
-) -> float | None:
-    """Divergence per eps, the mean over the parts; None when an error that is there changes nothing."""
-    found = []
-    for draw, part in enumerate(parts):
-        error = noise(place.view, eps, scale, f"{label} {draw}")
-        if not error.any():
-            return FLOOR
-        found.append(part.divergence(place, error))
-    mean = math.fsum(found) / len(found)
-    return None if abs(mean) < NOTHING else max(mean / eps, FLOOR)
+def _sensitivity(parts: Sequence[_Part], place: Place, scale: torch.Tensor | None, eps: float, label: str) -> float:
+    """Divergence per eps, the mean over the parts."""
+    draws = (noise(place.view, eps, scale, f"{label} {draw}") for draw in range(len(parts)))
+    return math.fsum(part.divergence(place, error) for part, error in zip(parts, draws, strict=True)) / len(parts) / eps
 
 
 @contextmanager
@@ -139,16 +131,21 @@ def perturbed(weight: torch.Tensor, error: torch.Tensor) -> Iterator[None]:
         weight.copy_(own)
 
 
-def _filled(found: Mapping[str, float | None], lost: Collection[str], say: Callable[[str], None]) -> dict[str, float]:
-    """`found` with the geometric mean in place of what is None; says for which matrices, and why."""
-    silent = [name for name, value in found.items() if value is None and name not in lost]
-    for names, why in ((lost, "transformers does not load them as they are stored"), (silent, "no token reached them")):
-        if names:
-            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            say(f"the sensitivities of {len(names)} matrices are taken as the others' mean, since {why}: {shown}")
-    known = [value for value in found.values() if value is not None]
-    mean = math.exp(math.fsum(map(math.log, known)) / len(known)) if known else 1.0
-    return {name: mean if value is None else value for name, value in found.items()}
+def _filled(
+    names: Sequence[str], found: Mapping[str, float], zero: Collection[str], say: Callable[[str], None]
+) -> dict[str, float]:
+    """`found` with the others' geometric mean where nothing was found, and next to nothing for `zero` matrices."""
+    largest = max(found.values(), default=0.0)
+    least = NOTHING * largest if largest > 0 else 1.0
+    heard = {name: value for name, value in found.items() if value > least and name not in zero}
+    mean = math.exp(math.fsum(map(math.log, heard.values())) / len(heard)) if heard else 1.0
+    lost = [name for name in names if name not in found]
+    silent = [name for name in names if name in found and name not in heard and name not in zero]
+    for few, why in ((lost, "transformers does not load them as they are stored"), (silent, "no token reached them")):
+        if few:
+            shown = ", ".join(few[:3]) + (", ..." if len(few) > 3 else "")
+            say(f"the sensitivities of {len(few)} matrices are taken as the others' mean, since {why}: {shown}")
+    return {name: heard.get(name, least if name in zero else mean) for name in names}
 
 
 def _load(checkpoint: Checkpoint, device: torch.device | str) -> LoadedModel:

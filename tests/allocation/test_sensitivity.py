@@ -183,7 +183,7 @@ def test_a_zero_matrix_has_the_least_sensitivity(tmp_path: Path) -> None:
         model.model.layers[1].mlp.up_proj.weight.zero_()
     model.save_pretrained(folder)
     found = measure(folder)
-    assert 0 < found["model.layers.1.mlp.up_proj"] < 1e-9 * max(found.values())
+    assert 0 < found["model.layers.1.mlp.up_proj"] <= 1e-8 * max(found.values())
 
 
 @pytest.mark.parametrize("arch", ["bert_classifier", "roberta_classifier"])
