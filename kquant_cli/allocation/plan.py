@@ -1,0 +1,107 @@
+"""An allocation: how many levels each matrix gets, so that a model's average bits a weight stay within a target.
+
+    predicted loss of a matrix = sensitivity * predicted relative squared error of its levels
+
+(arXiv 2411.17525, HIGGS: for small errors the loss of a model is linear in the layers' relative squared errors.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import fsum
+from typing import Any
+
+from kquant_cli.allocation.choose import Choice, allocate
+from kquant_cli.allocation.levels import LEVELS, MEASURED, predicted_error
+from kquant_cli.checkpoint import Matrix
+
+
+@dataclass(frozen=True)
+class Allotted:
+    """What one matrix gets: `loss` is its sensitivity times the predicted error, in the sensitivity's unit."""
+
+    name: str
+    weights: int
+    levels: int
+    nbytes: int
+    sensitivity: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class AllocationPlan:
+    """The levels of all matrices; bits are stored bits (codes, padding, codebooks, scales) over weights."""
+
+    target_bits: float
+    source: str  # of the sensitivities: data-free, or the text's file
+    matrices: tuple[Allotted, ...]
+
+    @property
+    def reached_bits(self) -> float:
+        """Stored bits over weights of this allocation, at most `target_bits`."""
+        return 8 * sum(m.nbytes for m in self.matrices) / sum(m.weights for m in self.matrices)
+
+    @property
+    def loss(self) -> float:
+        """The predicted loss of the model: the sum of its matrices'."""
+        return fsum(m.loss for m in self.matrices)
+
+    def levels(self) -> dict[str, int]:
+        """The levels by the matrix's name."""
+        return {m.name: m.levels for m in self.matrices}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form for the manifest; `loss_share` is a matrix's part of the predicted loss."""
+        total = self.loss or 1.0
+        matrices = {m.name: {**asdict(m), "loss_share": m.loss / total} for m in self.matrices}
+        for values in matrices.values():
+            for key in ("name", "weights", "loss"):
+                del values[key]
+        return {
+            "target_bits": self.target_bits,
+            "reached_bits": self.reached_bits,
+            "sensitivities": self.source,
+            "predicted_loss": self.loss,
+            "matrices": matrices,
+        }
+
+
+def plan_levels(
+    matrices: Sequence[Matrix],
+    sensitivities: Mapping[str, float],
+    target_bits: float,
+    nbytes: Callable[[Matrix, int], int],
+    *,
+    source: str,
+    levels: Callable[[Matrix], Sequence[int]] = lambda _: LEVELS,
+    table: Mapping[int, float] = MEASURED,
+) -> AllocationPlan:
+    """The levels of least predicted loss whose stored bytes are at most `target_bits` a weight.
+
+    `nbytes(matrix, K)` are all bytes that the matrix takes with K levels; `levels(matrix)` those it may have, one alone
+    where a rule fixes it; `table` is that of `predicted_error`.
+
+    Raises
+    ------
+    ValueError
+        Even the fewest levels take more than the target.
+    """
+    options = [tuple(levels(matrix)) for matrix in matrices]
+    errors = {count: predicted_error(count, table) for counts in options for count in counts}
+    choices = [
+        Choice(
+            matrix.name,
+            matrix.shape[0] * matrix.shape[1],
+            tuple(nbytes(matrix, count) for count in counts),
+            tuple(sensitivities[matrix.name] * errors[count] for count in counts),
+        )
+        for matrix, counts in zip(matrices, options, strict=True)
+    ]
+    budget = int(target_bits * sum(choice.weights for choice in choices) / 8)
+    picks = allocate(choices, budget)
+    allotted = tuple(
+        Allotted(c.name, c.weights, counts[pick], c.sizes[pick], sensitivities[c.name], c.losses[pick])
+        for c, counts, pick in zip(choices, options, picks, strict=True)
+    )
+    return AllocationPlan(target_bits, source, allotted)
