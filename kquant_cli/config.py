@@ -142,6 +142,12 @@ class CompressConfig(EncoderConfig):
 
     include: Patterns = Field((), description="patterns of further matrices to encode, such as lm_head.weight")
     exclude: Patterns = Field((), description="patterns of matrices that stay dense")
+    stats: str = Field(
+        "random", description="inputs that channel scales are measured on: random (tokens), a text file, or none"
+    )
+    sensitivity: str = Field(
+        "data-free", description="tokens that an average of bits is spread by: data-free (random) or a text file"
+    )
     on_no_convergence: str = Field(
         "encode", description="a matrix that has not converged: encode it, keep it dense, or ENCODER[:BITS]"
     )

@@ -30,7 +30,12 @@ from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.encoded import EncodedMatrix, Record
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
+from kquant_cli.native import library
 from kquant_cli.plan import Job, Plan
+from kquant_cli.preparation import Prepared, Stage, prepare
+from kquant_cli.statistics import describe_source
+
+WORDS = {"stats": ("random", "none"), "sensitivity": ("data-free",)}  # what is no file
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def compress(
     device: torch.device | str = "cpu",
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
+    stage: Stage = lambda _what, _done, _all: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> bool:
     """Carry out `plan` into the bundle `out`; False when an equal and complete bundle was there already.
@@ -69,16 +75,24 @@ def compress(
         staging = Staging(out, " ".join([identity["fingerprint"], *versions.values()]))
         if staging.discarded:
             say(f"unfinished work with other settings or weights in {staging.folder} was thrown away")
+        prepared = prepare(plan, out, identity["source"]["sha256"], device=device, stage=stage, say=say)
+        plan = prepared.plan
+        if prepared.allocation is not None:
+            say(prepared.allocation.sentence())
+        if slow := _slow(plan, device):
+            say(slow)
         staged = {}
         for job in plan.jobs:
             start = time.perf_counter()
             done = staging.find(job.matrix.name)
-            staged[job.matrix.tensor] = done or staging.save(job.matrix.name, *_encode(plan, job, device))
+            staged[job.matrix.tensor] = done or staging.save(
+                job.matrix.name, *_encode(plan, job, prepared.scales.get(job.matrix.name), device)
+            )
             _return_freed_memory()
             record = staged[job.matrix.tensor].record
             progress(Progress(job, record, done is not None, time.perf_counter() - start))
         folder = fresh(staging.folder)
-        _write(plan, folder, staged, identity | {"versions": versions})
+        _write(prepared, folder, staged, identity | {"versions": versions})
         run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": peak_memory()}
         write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
         put_in_place(staging.folder, out)
@@ -101,14 +115,30 @@ def _return_freed_memory() -> None:
 def _identity(plan: Plan) -> dict[str, Any]:
     """What the manifest says of settings and source, and the fingerprint of both."""
     settings, content = plan.config.model_dump(mode="json"), content_hash(plan.checkpoint)
-    text = json.dumps({"settings": settings, "source": content, "format": FORMAT_VERSION}, sort_keys=True)
+    texts = {k: describe_source(settings[k]) for k, word in WORDS.items() if settings[k] not in word}
+    identity = {
+        "settings": settings,
+        "source": content,
+        "format": FORMAT_VERSION,
+        **({"texts": texts} if texts else {}),
+    }
+    text = json.dumps(identity, sort_keys=True)
     source = {"name": plan.checkpoint.name, "revision": plan.checkpoint.revision, "sha256": content}
     return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, "source": source}
 
 
 def _versions(device: torch.device | str) -> dict[str, str]:
     versions = {"kashin-quant": kquant_cli.__version__, "torch": torch.__version__}
-    return versions | {"python": platform.python_version(), "device": torch.device(device).type}
+    loops = "compiled" if torch.device(device).type == "cpu" and library() is not None else "torch"
+    return versions | {"python": platform.python_version(), "device": torch.device(device).type, "loops": loops}
+
+
+def _slow(plan: Plan, device: torch.device | str) -> str | None:
+    """A word on annealing without the compiled loops."""
+    annealed = any(job.config.encoder == "annealed" for job in plan.jobs)
+    if torch.device(device).type != "cpu" or not annealed or library() is not None:
+        return None
+    return "note: no C++ compiler was found, so the annealing runs in torch, ten to thirty times slower; install g++"
 
 
 def _check_owner(out: Path) -> None:
@@ -126,11 +156,13 @@ def _is_same(out: Path, fingerprint: str) -> bool:
     return True
 
 
-def _encode(plan: Plan, job: Job, device: torch.device | str) -> tuple[EncodedMatrix | None, Record]:
+def _encode(
+    plan: Plan, job: Job, channel_scale: torch.Tensor | None, device: torch.device | str
+) -> tuple[EncodedMatrix | None, Record]:
     """Encode one matrix, or the settings' answer to one that does not converge."""
     weight = plan.checkpoint.read(job.matrix.tensor)
     weight = (weight.T if job.matrix.transposed else weight).contiguous().to(device)
-    encoded = encode(weight, job.config)
+    encoded = encode(weight, job.config, channel_scale)
     assert encoded.record is not None
     record = encoded.record
     if not math.isfinite(record.relative_error):
@@ -143,17 +175,19 @@ def _encode(plan: Plan, job: Job, device: torch.device | str) -> tuple[EncodedMa
         if fallback is None:
             return None, replace(record, outcome="kept", relative_error=0.0)
         first = record
-        encoded = encode(weight, fallback)
+        encoded = encode(weight, fallback, channel_scale)
         assert encoded.record is not None
         record = replace(encoded.record, outcome="fallback", iterations=first.iterations, trace=first.trace)
         record = replace(record, converged=False, u_max=first.u_max, v_max=first.v_max)
-    layout = replace(encoded.layout, transposed=job.matrix.transposed)
+    shared = job.scale_owner if job.scale_owner != job.matrix.name else None
+    layout = replace(encoded.layout, transposed=job.matrix.transposed, channel_scale_from=shared)
     return replace(encoded, layout=layout, record=record), record
 
 
-def _write(plan: Plan, folder: Path, staged: dict[str, Staged], identity: dict[str, Any]) -> None:
+def _write(prepared: Prepared, folder: Path, staged: dict[str, Staged], identity: dict[str, Any]) -> None:
     """Everything of the bundle but run.json, into an empty folder."""
-    checkpoint = plan.checkpoint
+    plan, checkpoint = prepared.plan, prepared.plan.checkpoint
+    allocation = {"allocation": prepared.allocation.to_dict()} if prepared.allocation else {}
     stored = write_weights(folder, _entries(checkpoint, staged))
     write_json(folder / CONFIG, bundle_config(checkpoint.config, staged.values()))
     copy_files(checkpoint.path, checkpoint.other_files, folder)
@@ -161,6 +195,8 @@ def _write(plan: Plan, folder: Path, staged: dict[str, Staged], identity: dict[s
         "format_version": FORMAT_VERSION,
         **identity,
         "notes": list(plan.notes),
+        "statistics": prepared.statistics,
+        **allocation,
         "tied": dict(checkpoint.tied),
         "totals": {
             "parameters": plan.parameters,

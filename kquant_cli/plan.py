@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +13,8 @@ from kquant_cli.config import CompressConfig, EncoderConfig
 from kquant_cli.encoders import check_basis, encoded_bytes
 from kquant_cli.errors import KQuantError
 
+CHANNEL_SCALE_BYTES = 2  # of an entry: float16
+
 
 @dataclass(frozen=True)
 class Job:
@@ -19,11 +22,15 @@ class Job:
 
     matrix: Matrix
     config: EncoderConfig
+    scale_owner: str | None = None  # the matrix that stores the channel scale which this one is encoded with
 
     @property
     def nbytes(self) -> int:
-        """Bytes that its encoding takes."""
-        return encoded_bytes(self.matrix.shape, self.config)
+        """Bytes that its encoding takes, a channel scale that it stores included; about, for an average of bits."""
+        own = CHANNEL_SCALE_BYTES * self.matrix.shape[1] if self.scale_owner == self.matrix.name else 0
+        if self.config.is_average:
+            return math.ceil(self.config.bits * self.weights / 8)
+        return encoded_bytes(self.matrix.shape, self.config) + own
 
     @property
     def weights(self) -> int:
@@ -79,13 +86,14 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
             )
     jobs = tuple(Job(matrix, config.for_matrix(matrix.name)) for matrix in selection.matrices)
     for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
-        check_basis(shape, settings)
+        check_basis(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
     taken = [str(name) for name in checkpoint.other_files if name.as_posix() in RESERVED]
     lost = (f"the source's {', '.join(taken)} is not copied: a bundle has its own",) if taken else ()
     return Plan(checkpoint, config, jobs, selection.notes + lost)
 
 
 def default_output(checkpoint: Checkpoint, config: CompressConfig) -> Path:
-    """`bundles/<model>-<encoder>-<bits>bit`."""
+    """`bundles/<model>-<encoder>-<bits>bit`, or `-<K>levels`."""
     model = checkpoint.name.rstrip("/").rpartition("/")[2] or "model"
-    return Path("bundles") / f"{model}-{config.encoder}-{config.bits}bit"
+    size = f"{config.bits}bit" if config.levels is None else f"{config.levels}levels"
+    return Path("bundles") / f"{model}-{config.encoder}-{size}"

@@ -52,7 +52,7 @@ def error(kind: str, levels: int, effort: str, schedule: Schedule, x: torch.Tens
 
 
 def start(kind: str, levels: int, effort: str) -> Schedule:
-    """What was found for the nearest level count at this effort, the last temperature going with the rate; else a guess."""
+    """What was found for the nearest level count at this effort, with temperatures for this rate; else a guess."""
     known = [e for e in schedules.load()["searched"] if e["kind"] == kind and e["effort"] == effort]
     if not known:
         first, second = (0.96, 0.5) if kind == "ring" else (0.8, 0.3)

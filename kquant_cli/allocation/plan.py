@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import fsum
@@ -50,6 +51,12 @@ class AllocationPlan:
     def levels(self) -> dict[str, int]:
         """The levels by the matrix's name."""
         return {m.name: m.levels for m in self.matrices}
+
+    def sentence(self) -> str:
+        """How many matrices got how many levels."""
+        counts = Counter(m.levels for m in self.matrices)
+        shown = ", ".join(f"{counts[levels]} matrices with {levels}" for levels in sorted(counts))
+        return f"levels: {shown}; {self.reached_bits:.4f} bits a weight of {self.target_bits}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form for the manifest; `loss_share` is a matrix's part of the predicted loss."""

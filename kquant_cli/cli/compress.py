@@ -10,6 +10,7 @@ import typer
 from kquant_cli.cli.console import console, log, write_results
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from kquant_cli.plan import Plan
@@ -30,8 +31,18 @@ def compress(
     model: Annotated[str, typer.Argument(help="A Hugging Face model: hub id or folder.")],
     output: Annotated[Path | None, _output("The bundle; else bundles/MODEL-ENCODER-BITSbit.", "--output", "-o")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings, such as configs/default.yaml.")] = None,
-    bits: Annotated[int | None, _setting("Bits of a code, 1 to 8.")] = None,
-    encoder: Annotated[str | None, _setting("greedy (the paper), uniform or kmeans.")] = None,
+    bits: Annotated[float | None, _setting("Bits of a code, 1 to 8; a fraction such as 3.25 is an average.")] = None,
+    levels: Annotated[int | None, _setting("Centroids, 2 to 256, in place of 2^bits: 3, 5, 6, 12, ...")] = None,
+    encoder: Annotated[str | None, _setting("annealed (the default), greedy (the paper), uniform or kmeans.")] = None,
+    effort: Annotated[str | None, _setting("Sweeps of the annealing: fast (20), balanced (60) or best (400).")] = None,
+    stats: Annotated[
+        str | None, _setting("Inputs that channel scales are measured on: random (tokens), a text file, or none.")
+    ] = None,
+    sensitivity: Annotated[
+        str | None, _setting("Tokens that an average of bits is spread by: data-free, or a text file.")
+    ] = None,
+    codebook: Annotated[str | None, _setting("Where annealed's centroids lie: ring or product.")] = None,
+    side: Annotated[str | None, _setting("Anneal rows (input) or columns (output).")] = None,
     basis: Annotated[
         str | None,
         _setting("dct, hadamard, butterfly, qr, signed_dct, signed_dct_ii, signed_hadamard, householder, givens."),
@@ -78,6 +89,8 @@ def compress(
     plan = make_plan(open_checkpoint(model, revision), settings)
     out = output or default_output(plan.checkpoint, settings)
     if dry_run:
+        if any(job.config.is_average for job in plan.jobs):
+            plan = _allocated(plan, out, where)
         values = _plan(plan, out)
         console.print(_plan_table(values))
         share = f"{plan.weights:,} of {plan.parameters:,} parameters ({values['encoded_share']:.1%})"
@@ -87,8 +100,8 @@ def compress(
             log.print(f"note: {note}", highlight=False, markup=False)
     else:
         try:
-            with show_progress(plan, log) as (progress, say):
-                made = run(plan, out, device=where, overwrite=overwrite, progress=progress, say=say)
+            with show_progress(plan, log) as (progress, stage, say):
+                made = run(plan, out, device=where, overwrite=overwrite, progress=progress, stage=stage, say=say)
         except KeyboardInterrupt:
             log.print("interrupted: the same command goes on from what is finished", highlight=False)
             raise typer.Exit(130) from None
@@ -103,13 +116,26 @@ def compress(
         write_results(json_file, values)
 
 
+def _allocated(plan: Plan, out: Path, device: torch.device) -> Plan:
+    """The plan with a level count for every matrix; what is measured for it is kept for the real run."""
+    from kquant_cli.checkpoint import content_hash
+    from kquant_cli.cli.progress import show_progress
+    from kquant_cli.preparation import prepare
+
+    with show_progress(plan, log) as (_, stage, say):
+        prepared = prepare(plan, out, content_hash(plan.checkpoint), device=device, stage=stage, say=say)
+    if prepared.allocation is not None:
+        console.print(prepared.allocation.sentence(), highlight=False)
+    return prepared.plan
+
+
 def _plan(plan: Plan, out: Path) -> dict[str, Any]:
     layers = [
         {
             "name": job.matrix.name,
             "shape": list(job.matrix.shape),
             "encoder": job.config.encoder,
-            "bits": job.config.bits,
+            "levels": job.config.level_count,
             "bytes": job.nbytes,
         }
         for job in plan.jobs
@@ -138,10 +164,10 @@ def _plan_table(values: dict[str, Any]) -> Table:
     table.add_column("layer", overflow="fold")
     for heading in ("shape", "encoder"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("bits", "bytes"):
+    for heading in ("levels", "bytes"):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in values["layers"]:
         shape = "×".join(map(str, layer["shape"]))
         name = escape(layer["name"].removeprefix(prefix))
-        table.add_row(name, shape, layer["encoder"], str(layer["bits"]), f"{layer['bytes']:,}")
+        table.add_row(name, shape, layer["encoder"], str(layer["levels"]), f"{layer['bytes']:,}")
     return table

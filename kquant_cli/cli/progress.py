@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from kquant_cli.pipeline import Progress as Done
 from kquant_cli.plan import Plan
+from kquant_cli.preparation import Stage
+
+LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
 @contextmanager
-def show_progress(plan: Plan, console: Console) -> Iterator[tuple[Callable[[Done], None], Callable[[str], None]]]:
-    """Yield (after every matrix, a message): layer, shape, iterations, error, weights a second and the time left."""
+def show_progress(
+    plan: Plan, console: Console
+) -> Iterator[tuple[Callable[[Done], None], Stage, Callable[[str], None]]]:
+    """Yield what is to be told of: every matrix (error, speed, the time left), steps of what comes before, messages."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     if not console.is_terminal:
-        yield (lambda done: say(_line(done))), say
+        yield (lambda done: say(_line(done))), _PlainStage(say), say
         return
     columns = (
         TextColumn("[progress.description]{task.description}"),
@@ -47,14 +61,34 @@ def show_progress(plan: Plan, console: Console) -> Iterator[tuple[Callable[[Done
             bar.print(_line(done), highlight=False, markup=False, soft_wrap=True)
             bar.update(task, advance=done.job.weights, description=following, rate=rate)
 
-        yield after, say
+        steps: dict[str, TaskID] = {}
+
+        def stage(what: str, done: int, total: int) -> None:
+            if what not in steps:
+                steps[what] = bar.add_task(what, total=total, rate="")
+            bar.update(steps[what], completed=done, total=total, visible=done < total)
+
+        yield after, stage, say
+
+
+class _PlainStage:
+    """Steps for a log file: the first, the last, and one every ten seconds."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._said = say, float("-inf")
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._said >= LINE_SECONDS:
+            self._said = now
+            self._say(f"{what}: {done} of {total}")
 
 
 def _line(done: Done) -> str:
     """One finished matrix in one line."""
     record, shape = done.record, "×".join(map(str, done.job.matrix.shape))
     parts = [f"{done.job.matrix.name}  {shape}"]
-    if record.trace:
+    if record.converged is not None:
         parts.append(f"{record.iterations} iterations" + ("" if record.converged else " (not converged)"))
     kept = {"kept": "kept dense", "fallback": f"encoded with {record.encoder}, {record.levels} levels, instead"}
     parts += [kept[record.outcome]] if record.outcome in kept else []

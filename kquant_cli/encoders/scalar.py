@@ -48,7 +48,8 @@ def scalar_peaks(points: torch.Tensor, bits: int) -> torch.Tensor:
 def encode_uniform(weight: torch.Tensor, config: EncoderConfig) -> EncodedMatrix:
     """Evenly spaced levels: over the tensor's range (group_size 0), or symmetric with a scale a group of columns.
 
-    Group form, the field's usual one: with K levels, q = round(w / s) in -K/2 .. K/2 - 1 (-(K-1)/2 .. (K-1)/2 for odd K) and s = 2 max|w| / (K - 1);
+    Group form, the field's usual one: with K levels, q = round(w / s) in -K/2 .. K/2 - 1 (K odd: from
+    -(K - 1)/2 to (K - 1)/2) and s = 2 max|w| / (K - 1);
     at 1 bit +-s with s = mean|w|. A last group may be short. Scales are kept in float16, or in float32 where float16
     would overflow or lose digits; the codes are taken against the rounded scale.
     """

@@ -97,7 +97,7 @@ def _encoder(layer: Mapping[str, Any]) -> str:
 def _steps(layer: Mapping[str, Any]) -> str:
     if not layer["trace"]:
         return ""
-    return f"{layer['iterations']}" if layer["converged"] else f"[yellow]{layer['iterations']}![/]"
+    return f"{layer['iterations']}" if layer["converged"] is not False else f"[yellow]{layer['iterations']}![/]"
 
 
 def _number(value: float | None) -> str:

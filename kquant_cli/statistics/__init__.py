@@ -18,6 +18,7 @@ from kquant_cli.statistics.scaling import (
     searched_scale,
     white_error_scale,
 )
+from kquant_cli.statistics.tokens import describe_source
 from kquant_cli.statistics.unavailable import StatisticsUnavailable
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "channel_scale",
     "collect",
     "column_energy",
+    "describe_source",
     "load_or_collect",
     "predicted_loss",
     "searched_scale",

@@ -53,6 +53,11 @@ def open_source(stats: str) -> Source:
     return Source(text, f"{path.name} (SHA-256 {sha256(content).hexdigest()})")
 
 
+def describe_source(stats: str) -> str:
+    """What the numbers depend on: "random", or the name and the SHA-256 of the text; KQuantError as `open_source`."""
+    return open_source(stats).description
+
+
 def windows(source: Source, checkpoint: Checkpoint, model: Any, tokens: int, seed: int) -> Tensor:
     """Token ids (windows, length): about `tokens` in all, in equal windows that the model can take.
 

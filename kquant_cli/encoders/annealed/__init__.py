@@ -7,6 +7,6 @@ encode.py     a whole matrix
 """
 
 from kquant_cli.encoders.annealed.encode import annealed_layout, encode_annealed
-from kquant_cli.encoders.annealed.schedule import predicted_error
+from kquant_cli.encoders.annealed.schedule import searched_errors
 
-__all__ = ["annealed_layout", "encode_annealed", "predicted_error"]
+__all__ = ["annealed_layout", "encode_annealed", "searched_errors"]

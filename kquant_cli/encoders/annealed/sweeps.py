@@ -141,13 +141,13 @@ def _anneal_compiled(compiled: ctypes.CDLL, x: Tensor, coupling: Coupling, drive
         *(drive.codebook.float().contiguous(), drive.betas.float(), drive.momenta.float()),
         drive.moving.to(torch.uint8).contiguous(),
     ]
-    dense, transposed, signs, codebook, betas, momenta, moving = (ctypes.c_void_p(t.data_ptr()) for t in tables)
+    transform, drives = ([ctypes.c_void_p(t.data_ptr()) for t in part] for part in (tables[:4], tables[4:]))
 
     def work(rows: Tensor, codes: Tensor, trace: Tensor) -> None:
         failed = compiled.kquant_anneal(
             *(ctypes.c_void_p(rows.data_ptr()), ctypes.c_long(len(rows)), ctypes.c_long(size), ctypes.c_long(power)),
-            *(dense, transposed, signs, codebook, len(drive.codebook), betas, momenta, len(drive.betas)),
-            *(moving, len(drive.moving), ctypes.c_void_p(codes.data_ptr()), ctypes.c_void_p(trace.data_ptr())),
+            *(*transform, len(drive.codebook), drives[0], drives[1], len(drive.betas)),
+            *(drives[2], len(drive.moving), ctypes.c_void_p(codes.data_ptr()), ctypes.c_void_p(trace.data_ptr())),
         )
         if failed:
             raise MemoryError(f"no memory to anneal rows of {size} columns")
