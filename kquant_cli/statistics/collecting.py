@@ -50,7 +50,7 @@ def collect(
         The text file cannot be used.
     """
     from kquant_cli.statistics.places import outside, place  # noqa: PLC0415 (transformers takes seconds to import)
-    from kquant_cli.statistics.skeleton import load_skeleton  # noqa: PLC0415
+    from kquant_cli.statistics.skeleton import load_skeleton, quiet  # noqa: PLC0415
 
     device, source = resolve_device(device), open_source(stats)
     matrices = _matrices(checkpoint, names)
@@ -62,6 +62,7 @@ def collect(
         raise StatisticsUnavailable(f"{checkpoint.name}: {_notes(reasons, len(matrices))[0]}")
     observer = Observer()
     with (
+        quiet(),
         or_unavailable(checkpoint.name),
         torch.no_grad(),
         observer.watching(watched, lambda: progress(len(observer.reached), len(watched))),
@@ -127,7 +128,7 @@ def _unfit(matrix: Matrix, seen: Sequence[Moments], fewest: int) -> str:
     if any(len(moments.sums) != matrix.shape[1] for moments in seen):
         return INSIDE
     if sum(moments.rows for moments in seen) < fewest:
-        return f"fewer than {fewest} tokens reached them"
+        return f"fewer than {fewest} tokens were seen to reach them"
     if not torch.isfinite(_mean(seen)).all():
         return "their inputs were not finite"
     return ""

@@ -29,7 +29,7 @@ def load_skeleton(checkpoint: Checkpoint, device: torch.device) -> transformers.
     Raises StatisticsUnavailable when transformers does not know the architecture, needs code that comes with the
     checkpoint, finds tensors missing, or when the model is no language model of one stack.
     """
-    with _quiet(), or_unavailable(checkpoint.name):
+    with quiet(), or_unavailable(checkpoint.name):
         config = transformers.AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
         if config.is_encoder_decoder:
             raise StatisticsUnavailable(f"{checkpoint.name} has an encoder and a decoder: not one stack of blocks")
@@ -90,7 +90,7 @@ def _build(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No bars and warnings of transformers: what matters of them is an error here."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -25,10 +25,11 @@ LETTERS_A_TOKEN: Final = 16  # of a text, so many are tokenised at first for eac
 
 @dataclass(frozen=True)
 class Source:
-    """Where tokens come from: None is random; else a text, with the name and SHA-256 of its file."""
+    """Where tokens come from: without `text` they are random; `description` names a text's file and its SHA-256."""
 
-    text: str | None
+    name: str
     description: str
+    text: str | None = None
 
 
 def open_source(stats: str) -> Source:
@@ -37,20 +38,21 @@ def open_source(stats: str) -> Source:
     Raises KQuantError when the file cannot be read, is not UTF-8, or is empty.
     """
     if stats == RANDOM:
-        return Source(None, RANDOM)
-    path = Path(stats).expanduser()
+        return Source(RANDOM, RANDOM)
+    path = Path(stats)
     expected = f"expected a UTF-8 text file, or {RANDOM!r} for random tokens"
     try:
+        path = path.expanduser()
         content = path.read_bytes()
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise KQuantError(f"{path} is not UTF-8 text (byte {error.start}): {expected}; convert it to UTF-8") from error
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such user; ValueError: a NUL
         reason = getattr(error, "strerror", None) or error
         raise KQuantError(f"{path} cannot be read ({reason}): {expected}; check the path") from error
     if not text.strip():
         raise KQuantError(f"{path} is empty: {expected}; give a file with some pages of text")
-    return Source(text, f"{path.name} (SHA-256 {sha256(content).hexdigest()})")
+    return Source(str(path), f"{path.name} (SHA-256 {sha256(content).hexdigest()})", text)
 
 
 def describe_source(stats: str) -> str:
@@ -102,7 +104,7 @@ def _tokenised(source: Source, checkpoint: Checkpoint, tokens: int) -> Tensor:
     from transformers import AutoTokenizer  # noqa: PLC0415 (seconds to import)
 
     text = source.text or ""
-    advice = f"put its tokenizer.json beside the weights, or use {RANDOM!r} tokens in place of {source.description}"
+    advice = f"put its tokenizer.json beside the weights, or use {RANDOM!r} tokens in place of {source.name}"
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
         if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of no files
@@ -115,5 +117,5 @@ def _tokenised(source: Source, checkpoint: Checkpoint, tokens: int) -> Tensor:
     except ERRORS as error:
         raise KQuantError(f"{checkpoint.name} has no tokenizer that transformers can read: {advice}") from error
     if not ids:
-        raise KQuantError(f"{source.description} holds no tokens for {checkpoint.name}: give a longer text")
+        raise KQuantError(f"{source.name} holds no tokens for {checkpoint.name}: give a longer text")
     return torch.tensor(ids[:tokens], dtype=torch.int64)

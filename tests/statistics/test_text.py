@@ -74,6 +74,12 @@ def test_a_file_that_is_no_text_is_a_sentence(folder: Path, tmp_path: Path, cont
     assert not isinstance(caught.value, StatisticsUnavailable)
 
 
+@pytest.mark.parametrize("name", ["~nosuchuser/text", "a\0b", "x" * 5000, "."])
+def test_a_path_that_cannot_be_followed_is_a_sentence(folder: Path, name: str):
+    with pytest.raises(KQuantError, match="cannot be read"):
+        references.measure(folder, stats=name)
+
+
 def test_a_checkpoint_without_a_tokenizer_is_a_sentence(tmp_path: Path, text: Path):
     folder = tiny_models.make("opt", tmp_path / "bare")
     with pytest.raises(KQuantError, match="no tokenizer") as caught:
