@@ -52,8 +52,13 @@ def error(kind: str, levels: int, effort: str, schedule: Schedule, x: torch.Tens
 
 
 def start(kind: str, levels: int, effort: str) -> Schedule:
-    """What was found for the nearest level count at this effort, with temperatures for this rate; else a guess."""
-    known = [e for e in schedules.load()["searched"] if e["kind"] == kind and e["effort"] == effort]
+    """What was found for the nearest level count, at this effort if at any, with temperatures for this rate; or a guess."""
+    if levels == 2:  # a second basis is of no use to one sign: the best is the sign of x times its mean magnitude
+        return Schedule((2 / math.pi) ** 0.5, 0.0, 1.0, 20.0, 1.0, 0.1, 0.1)
+    searched = [e for e in schedules.load()["searched"] if e["kind"] == kind and e["levels"] > 2]
+    known = [e for e in searched if e["effort"] == effort] or searched
+    if effort == "best" and any(e["levels"] == levels for e in searched):
+        known = [e for e in searched if e["levels"] == levels]
     if not known:
         first, second = (0.96, 0.5) if kind == "ring" else (0.8, 0.3)
         return Schedule(first, second, 1.0, 0.35 * levels**1.8, 0.9, 0.57, 0.6)
