@@ -11,7 +11,8 @@ prices the budget, and with it comes a lower bound on any loss within the budget
 An option that costs more at that price than the least by more than the gap between this bound and the best choice known
 is in no better choice. The few options left go through dynamic programming over the matrices, whose states are the
 Pareto front of (bytes, loss) in exact bytes, pruned by the same gap. Only where a front has more than `states` points
-is it discretised: of each of `states` equal intervals of bytes the point of least loss stays, with its exact bytes.
+is it discretised: of each of `states` equal intervals of bytes one point stays, that of the least loss with its bytes
+priced. It keeps its exact bytes, so that the budget is never exceeded; then the choice may miss the best by a hair.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from math import fsum, inf, isfinite
 import numpy as np
 
 STATES = 8192
+MANY = 1000  # matrices; the states are fewer in proportion where there are more, so that the work is not
 _ROUNDING = 1e-12  # relative: sums of losses in different orders
 
 
@@ -74,6 +76,7 @@ def allocate(choices: Sequence[Choice], budget_bytes: int, *, states: int = STAT
     picks, price = _by_rate(table, budget_bytes)
     picks = _spend(table, picks, budget_bytes)
     if price > 0:
+        states = max(1, states * MANY // max(MANY, len(table)))
         better = _spend(table, _search(table, budget_bytes, picks, price, states), budget_bytes)
         picks = min(picks, better, key=lambda p: _loss(table, p))
     return tuple(options[pick].index for options, pick in zip(table, picks, strict=True))
@@ -153,33 +156,41 @@ def _search(table: _Table, budget: int, known: _Picks, price: float, states: int
     gap = _loss(table, known) - (fsum(least) - price * budget) + slack
     excess = [[o.loss + price * o.size - low for o in options] for options, low in zip(table, least, strict=True)]
     kept = [[place for place, e in enumerate(over) if e <= gap] for over in excess]
-    minima = [min(table[m][place].size for place in places) for m, places in enumerate(kept)]
+    order = sorted(range(len(table)), key=lambda m: len(kept[m]))  # those without a choice while there is one state
+    minima = [min(table[m][place].size for place in kept[m]) for m in order]
     needed_after = list(accumulate(reversed(minima), initial=0))[-2::-1]
     # a state: bytes so far, what its options cost at the price above the least, and where it came from
     size, over = np.zeros(1, np.int64), np.zeros(1)
     steps: list[tuple[np.ndarray, np.ndarray]] = []
-    for matrix, places in enumerate(kept):
+    for matrix, needed in zip(order, needed_after, strict=True):
+        places = kept[matrix]
         new = np.array([table[matrix][place].size for place in places])
         new_over = np.array([excess[matrix][place] for place in places])
         sums, overs = np.add.outer(size, new).ravel(), np.add.outer(over, new_over).ravel()
-        best = np.flatnonzero((overs <= gap) & (sums + needed_after[matrix] <= budget))
+        best = np.flatnonzero((overs <= gap) & (sums + needed <= budget))
         if len(places) > 1:
-            best = best[_pareto(sums[best], overs[best] - price * sums[best], states)]
+            best = best[_pareto(sums[best], overs[best], price, states)]
         size, over = sums[best], overs[best]
         steps.append((best // len(places), best % len(places)))
+        if not len(best):  # all that a discretised front kept turned out too large
+            return known
     picks, state = list(known), int(np.argmin(over - price * size))
-    for matrix in reversed(range(len(table))):
-        parents, chosen = steps[matrix]
+    for matrix, (parents, chosen) in zip(reversed(order), reversed(steps), strict=True):
         picks[matrix], state = kept[matrix][int(chosen[state])], int(parents[state])
     return picks
 
 
-def _pareto(size: np.ndarray, loss: np.ndarray, states: int) -> np.ndarray:
-    """The places, by rising size, of the points that no other beats in both; at most `states`, one an interval."""
+def _pareto(size: np.ndarray, over: np.ndarray, price: float, states: int) -> np.ndarray:
+    """The places, by rising size, of the points that no other beats in size and loss; at most `states`.
+
+    The loss of a point is over - price * size, but for a constant; of an interval of sizes the least `over` stays.
+    """
+    loss = over - price * size
     order = np.lexsort((loss, size))
     before = np.concatenate(([inf], np.minimum.accumulate(loss[order])[:-1]))
     front = order[loss[order] < before]
     if len(front) > states:
         interval = (size[front] - size[front[0]]) * states // (size[front[-1]] - size[front[0]] + 1)
-        front = front[np.append(interval[1:] != interval[:-1], True)]
+        best = np.lexsort((over[front], interval))
+        front = front[best[np.append(True, interval[best][1:] != interval[best][:-1])]]
     return front

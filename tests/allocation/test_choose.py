@@ -123,6 +123,16 @@ def test_few_states_keep_the_budget_and_come_near_the_best() -> None:
     assert loss(choices, best) <= loss(choices, coarse) <= 1.01 * loss(choices, best)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_even_one_state_keeps_the_budget(seed: int) -> None:
+    choices = random_choices(seed, matrices=9, options=6, largest=30, kind="any")
+    least, most = sum(min(c.sizes) for c in choices), sum(max(c.sizes) for c in choices)
+    for budget in range(least, most, 7):
+        picks = allocate(choices, budget, states=1 + seed % 3)
+        assert size(choices, picks) <= budget
+        assert loss(choices, picks) >= loss(choices, allocate(choices, budget)) - 1e-12
+
+
 def test_is_within_a_hair_of_the_bound_of_convex_hulls() -> None:
     """The linear relaxation, where options of a matrix may be mixed, bounds every choice from below."""
     choices = model(30, 576, 1536, 192)
