@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -73,6 +74,28 @@ def test_c4_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: asked.append((args, options)) or table)
     assert TASKS["c4"].read(EvalOptions()).content == " ".join(f"document {i}" for i in range(DOCUMENTS))
     assert asked == [(("allenai/c4",), {"data_files": {"validation": SHARD}, "split": "validation"})]
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_only_the_cache_is_asked_where_the_hub_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, reachable: bool
+) -> None:
+    offline: list[bool] = []
+
+    def dataset_info(self: Any, name: str, **options: Any) -> None:
+        if not reachable:
+            raise OSError("no route to host")
+
+    def load_dataset(*args: str, **options: str) -> dict[str, list[str]]:
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        return {"sentence": SENTENCES}
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    TASKS["ptb"].read(EvalOptions())
+    assert offline == [not reachable]
+    assert datasets.config.HF_HUB_OFFLINE is False
 
 
 def test_what_is_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
