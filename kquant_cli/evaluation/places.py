@@ -1,13 +1,11 @@
 """Which checkpoint each task is run on: the model named, or where that is a folder of checkpoints, the task's own."""
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
-from kquant_cli.checkpoint import local_folder
-from kquant_cli.checkpoint.files import CONFIG
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation.classification.spec import plain
 from kquant_cli.evaluation.tasks import Task
+from kquant_cli.runtime import checkpoints_within
 
 
 def place_tasks(
@@ -21,27 +19,27 @@ def place_tasks(
         A task that was asked for has no checkpoint in a folder of checkpoints, none has one, or a group of tasks that
         need one each has but a single one.
     """
-    folder = local_folder(model, revision)
+    found = checkpoints_within(model, revision)
     special = {name: task for name, task in tasks.items() if task.folders}
-    if folder is None or (folder / CONFIG).is_file() or not special:
-        grouped = sorted(set(special) - set(asked))
+    if found is None or not special:
+        grouped = [name for name in special if name not in asked]
         if len(grouped) > 1:
             raise KQuantError(
                 f"{model} is a single checkpoint, and every task of GLUE needs its own: name one task, such as --task "
                 f"{grouped[0]}, or give a folder with one checkpoint a task ({grouped[0]}/, {grouped[1]}/, ...)"
             )
         return dict.fromkeys(tasks, model)
-    places = {name: _within(folder, task) if task.folders else model for name, task in tasks.items()}
+    own = {plain(name): path for name, path in found.items()}
+    places = {name: _own(own, task) if task.folders else model for name, task in tasks.items()}
     missing = [name for name in special if places[name] is None]
     if (wanted := [name for name in missing if name in asked]) or len(missing) == len(special):
         raise KQuantError(
-            f"{model} holds neither a {CONFIG} nor a checkpoint in a sub-folder {(wanted or missing)[0]}/: give a "
+            f"{model} holds neither a config.json nor a checkpoint in a sub-folder {(wanted or missing)[0]}/: give a "
             "checkpoint, or a folder with one a task"
         )
     return {name: place for name, place in places.items() if place is not None}
 
 
-def _within(folder: Path, task: Task) -> str | None:
-    """The sub-folder of the task's checkpoint: its name without regard to case and punctuation."""
-    found = [sub for sub in sorted(folder.iterdir()) if plain(sub.name) in task.folders and (sub / CONFIG).is_file()]
-    return str(found[0]) if found else None
+def _own(found: Mapping[str, str], task: Task) -> str | None:
+    """The task's checkpoint of those `found`, whose names are without case and punctuation."""
+    return next((found[name] for name in task.folders if name in found), None)

@@ -37,10 +37,15 @@ class Against:
 
     def sentence(self) -> str:
         """The comparison in words."""
-        differences = (f"{name.replace('_', ' ')} {difference}" for name, difference in self.differences.items())
+        differences = (
+            f"{name.replace('_', ' ')} {'+' if difference.value >= 0 else ''}{difference}"
+            for name, difference in self.differences.items()
+        )
         parts = [f"model minus original (paired over {self.paired_over}): {', '.join(differences)}"]
         if self.kl_divergence is not None:
-            parts.append(f"KL(original || model) {self.kl_divergence} nats a {self.per}")
+            parts.append(
+                f"KL(original || model) {self.kl_divergence} nats {'an' if self.per == 'example' else 'a'} {self.per}"
+            )
         if self.agreement is not None:
             parts.append(f"same most likely outcome for {self.agreement:.2%} of {self.per}s")
         return f"against {self.model} ({self.model_kind}, {self.dtype}): {'; '.join(parts)}"
