@@ -217,6 +217,15 @@ def test_long_examples_are_cut_and_counted(glue: Path, classifiers: dict[int, Lo
     assert run("sst2", classifiers[2], data=glue, limit=5).examples == 5
 
 
+def test_positions_that_begin_after_the_padding_are_not_overrun(tmp_path: Path) -> None:
+    """RoBERTa gives its first token the position after the padding's, so of 64 positions fewer can be used."""
+    loaded = load(tiny_classifiers.make(tmp_path, "roberta_classifier", num_labels=2, pad_token_id=0))
+    assert outputs.longest_example(loaded, None) == 63
+    text = " ".join(tiny_classifiers.SENTENCES)
+    found, shortened = outputs.outputs(loaded, [(text,), ("It rained.",)], 63, lambda *_: None)
+    assert (shortened, found.shape) == (1, (2, 2))
+
+
 def test_a_decoder_without_padding_token_goes_one_by_one(glue: Path, tmp_path: Path) -> None:
     config = transformers.GPT2Config(
         vocab_size=tiny_classifiers.VOCABULARY, n_embd=32, n_layer=1, n_head=2, n_positions=64, num_labels=2
