@@ -157,7 +157,7 @@ def bundle(model: Path) -> Path:
     from kquant_cli.plan import make_plan
 
     out = model.parent / "tiny-opt-4bit"
-    pipeline.compress(make_plan(open_checkpoint(model), CompressConfig(bits=4, max_iter=20)), out)
+    pipeline.compress(make_plan(open_checkpoint(model), CompressConfig(encoder="uniform", bits=4)), out)
     return out
 
 
@@ -244,7 +244,7 @@ def test_a_classifiers_bundle_against_its_original(
     kquant: KQuant, classifiers: tuple[Path, Path], tmp_path: Path
 ) -> None:
     models, data = classifiers
-    assert kquant("compress", models / "MRPC", "--bits", 3, "--max-iter", 20, "-o", tmp_path / "mrpc").code == 0
+    assert kquant("compress", models / "MRPC", "--encoder", "uniform", "--bits", 3, "-o", tmp_path / "mrpc").code == 0
     for model, original in ((tmp_path / "mrpc", models / "MRPC"), (tmp_path, models)):
         run = kquant("eval", model, "--task", "mrpc", "--data", data, "--against", original, "--device", "cpu")
         assert run.code == 0, run.err
