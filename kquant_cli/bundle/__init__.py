@@ -3,5 +3,16 @@
 from kquant_cli.bundle.dense import write_dense
 from kquant_cli.bundle.format import FORMAT_VERSION, QUANT_METHOD, is_bundle
 from kquant_cli.bundle.reader import Bundle, newest_bundle, open_bundle
+from kquant_cli.bundle.results import keep_result, kept_results
 
-__all__ = ["FORMAT_VERSION", "QUANT_METHOD", "Bundle", "is_bundle", "newest_bundle", "open_bundle", "write_dense"]
+__all__ = [
+    "FORMAT_VERSION",
+    "QUANT_METHOD",
+    "Bundle",
+    "is_bundle",
+    "keep_result",
+    "kept_results",
+    "newest_bundle",
+    "open_bundle",
+    "write_dense",
+]

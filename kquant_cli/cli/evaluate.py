@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 from kquant_cli.cli.console import console, log, write_results
 
 if TYPE_CHECKING:
-    from kquant_cli.evaluation import EvalOptions, PerplexityResult, Task
+    from kquant_cli.evaluation import Result
     from kquant_cli.runtime import LoadedModel
 
 EXAMPLES = """Examples:
@@ -20,7 +22,11 @@ kquant eval --task wikitext2   (the newest bundle under bundles/)
 
 kquant eval facebook/opt-125m --task wikitext2 --data wiki.test.raw --json dense.json
 
+kquant eval bundles/opt-125m-greedy-4bit --task lambada,ptb --against facebook/opt-125m
+
 kquant eval bundles/opt-125m-greedy-4bit --task text --data book.txt --protocol stride --stride 256
+
+kquant eval my-classifiers --task glue --data glue_data   (sub-folders cola/, sst2/, ... in both)
 """
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
@@ -31,25 +37,39 @@ def evaluate(
         typer.Argument(help="A bundle, a model folder or a model id on the hub; without it, the newest of bundles/."),
     ] = None,
     task: Annotated[
-        str, typer.Option(help="wikitext2, text (your --data) or demo; several with commas.")
+        str,
+        typer.Option(
+            help="wikitext2, ptb, c4, lambada (lambada_text and lambada_word), text (your --data), demo; glue, or some "
+            "of it: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli; several with commas."
+        ),
     ] = "wikitext2",
     data: Annotated[
-        Path | None, typer.Option(help="The text: a file, or for wikitext2 also a folder laid out as on the hub.")
+        Path | None,
+        typer.Option(help="The data: a file, or a folder laid out as on the hub or as the official download."),
     ] = None,
     data_format: Annotated[
         str | None,
         typer.Option(help="text: the file verbatim; wikitext: its rows, joined by blank lines. Default: the task's."),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Also measure this model, the original: differences with errors, KL divergence, agreement."),
+    ] = None,
     protocol: Annotated[
-        str, typer.Option(help="gptq: windows without overlap, tail dropped; stride: overlapping, new tokens counted.")
-    ] = "gptq",
+        str | None,
+        typer.Option(
+            help="gptq: windows without overlap, tail dropped; stride: overlapping, new tokens counted; paper: the "
+            "same as the paper's code does it. Default: gptq, and paper for lambada_text."
+        ),
+    ] = None,
     seqlen: Annotated[
-        int | None, typer.Option(help="Tokens a window. Default: the model's maximum, for gptq at most 2048.")
+        int | None,
+        typer.Option(help="Tokens a window (default: the model's maximum, for gptq at most 2048), or a GLUE example."),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens from window to window (stride only). Default: 512.")
+        int | None, typer.Option(help="Tokens from window to window (stride and paper). Default: 512.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many windows, or examples.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[
         str,
@@ -60,27 +80,40 @@ def evaluate(
         Path | None, typer.Option("--json", dir_okay=False, help="Also write the results to this file.")
     ] = None,
 ) -> None:
-    """Measure the perplexity of a dense model or a bundle."""
+    """Measure a dense model or a bundle; a bundle keeps the results beside its manifest."""
     from transformers.utils import logging as transformers_logging
 
-    from kquant_cli.evaluation import EvalOptions, select_tasks
+    from kquant_cli.evaluation import EvalOptions, place_tasks, select_tasks
+    from kquant_cli.report import evaluation_table
     from kquant_cli.runtime import load_model
 
     options = EvalOptions(data, data_format, protocol, seqlen, stride, limit)
     tasks = select_tasks(task, options)
-    path = model if model is not None else _newest_bundle()
-    texts = {name: chosen.read(options) for name, chosen in tasks.items()}
+    asked = [part.strip() for part in task.split(",")]
+    places = place_tasks(model if model is not None else _newest_bundle(), tasks, asked, revision)
+    originals = {} if against is None else place_tasks(against, {name: tasks[name] for name in places}, list(places))
+    if left_out := [name for name in tasks if name not in places]:
+        _say(f"{model} has no checkpoint for {', '.join(left_out)}: left out")
+    read = {name: tasks[name].read(options) for name in places}
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # what matters of its warnings is an error here
-    models: dict[str, LoadedModel] = {}
-    results = []
-    for name, chosen in tasks.items():
-        if chosen.auto_class not in models:
-            models[chosen.auto_class] = load_model(
-                path, auto_class=chosen.auto_class, device=device, dtype=dtype, revision=revision
-            )
-        results.append(_run(name, chosen, models[chosen.auto_class], texts[name], options))
-    _print(results)
+
+    @lru_cache(maxsize=1 if against is None else 2)
+    def load(path: str, auto_class: str, revision: str | None) -> "LoadedModel":
+        return load_model(path, auto_class=auto_class, device=device, dtype=dtype, revision=revision)
+
+    results: list[Result] = []
+    for name, place in places.items():
+        chosen = tasks[name]
+        loaded = load(place, chosen.auto_class, revision)
+        original = load(originals[name], chosen.auto_class, None) if against is not None else None
+        with _progress(name, chosen.unit) as progress:
+            shown = replace(options, progress=progress)
+            results.append(chosen.run(loaded, read[name], shown, against=original))
+        _keep(results[-1])
+    console.print(evaluation_table([result.to_dict() for result in results]))
+    for result in results:
+        console.print(result.sentence(), highlight=False, soft_wrap=True, markup=False)
     if json_file is not None:
         write_results(json_file, {"results": [result.to_dict() for result in results]})
 
@@ -89,26 +122,36 @@ def _newest_bundle() -> str:
     from kquant_cli.bundle import newest_bundle
 
     path = newest_bundle(Path("bundles"))
-    log.print(f"Evaluating {path}, the newest bundle.", highlight=False, markup=False, soft_wrap=True)
+    _say(f"Evaluating {path}, the newest bundle.")
     return str(path)
 
 
-def _run(name: str, task: "Task", loaded: "LoadedModel", text: Any, options: "EvalOptions") -> "PerplexityResult":
-    from dataclasses import replace
+def _keep(result: "Result") -> None:
+    """Keep a bundle's result beside its manifest, and say so where it had to go elsewhere or nowhere."""
+    from kquant_cli.bundle import keep_result
+    from kquant_cli.bundle.format import RESULTS
+    from kquant_cli.errors import KQuantError
 
-    with _progress(name) as progress:
-        return task.run(loaded, text, replace(options, progress=progress))
+    if result.model_kind != "bundle":
+        return
+    try:
+        file = keep_result(Path(result.model), result.to_dict())
+    except KQuantError as error:
+        _say(f"{result.task}: the result is not kept: {error}")
+        return
+    if file.parent != Path(result.model) / RESULTS:
+        _say(f"{result.model} cannot be written, so the result of {result.task} is kept in {file}")
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Any]:
+def _progress(name: str, unit: str) -> Iterator[Any]:
     """A bar with the time left on a terminal; elsewhere a plain line every ten seconds."""
     if not log.is_terminal:
-        yield _PlainProgress(name)
+        yield _PlainProgress(name, unit)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("windows"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     with Progress(*columns, TimeRemainingColumn(), console=log, transient=True) as bar:
         shown = bar.add_task(name)
         yield lambda done, total: bar.update(shown, completed=done, total=total)
@@ -117,8 +160,8 @@ def _progress(name: str) -> Iterator[Any]:
 class _PlainProgress:
     """Progress for a log file: what is done, of how much, and the seconds left at the pace so far."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, unit: str) -> None:
+        self.name, self.unit = name, unit
         self.started = self.printed = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
@@ -126,22 +169,11 @@ class _PlainProgress:
         if done and now - self.printed >= LINE_SECONDS:
             self.printed = now
             left = (now - self.started) / done * (total - done)
-            log.print(f"{self.name}: {done} of {total} windows, {left:.0f} s left", highlight=False)
+            _say(f"{self.name}: {done} of {total} {self.unit}, {left:.0f} s left")
 
 
-def _print(results: "list[PerplexityResult]") -> None:
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    numbers = (Column(name, justify="right", no_wrap=True) for name in ("perplexity", "tokens", "windows", "seconds"))
-    table = Table("task", Column("model", overflow="fold"), *numbers)
-    for result in results:
-        number = f"{result.perplexity:.4f}" if result.perplexity < 1e5 else f"{result.perplexity:.4e}"
-        counts = (f"{result.tokens:,}", f"{result.windows:,}", f"{result.seconds:.1f}")
-        table.add_row(result.task, Text(f"{Path(result.model).name} ({result.model_kind})"), number, *counts)
-    console.print(table)
-    for result in results:
-        console.print(result.sentence(), highlight=False, soft_wrap=True, markup=False)
+def _say(line: str) -> None:
+    log.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 evaluate.__doc__ = f"{evaluate.__doc__}\n\n{EXAMPLES}"

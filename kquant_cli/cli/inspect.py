@@ -16,12 +16,12 @@ def inspect(
         Path | None, typer.Option("--json", dir_okay=False, help="Write the numbers here as JSON.")
     ] = None,
 ) -> None:
-    """Show each layer's error, convergence and bits, and the totals.
+    """Show each layer's error, convergence and bits, the totals, and the evaluations kept beside the bundle.
 
     Example: kquant inspect bundles/opt-1.3b-greedy-4bit --json layers.json
     """
     from kquant_cli.bundle import newest_bundle, open_bundle
-    from kquant_cli.report import layer_table, summarise, totals_table
+    from kquant_cli.report import evaluation_table, layer_table, summarise, totals_table
 
     if bundle is None:
         bundle = newest_bundle(Path("bundles"))
@@ -29,5 +29,10 @@ def inspect(
     summary = summarise(open_bundle(bundle, verify=False))
     console.print(layer_table(summary))
     console.print(totals_table(summary))
+    if summary["results"]:
+        console.print(evaluation_table(summary["results"]))
+        for result in summary["results"]:
+            line = f"{result['measured'][:10]} {result['sentence']}"
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     if json_file is not None:
         write_results(json_file, summary)

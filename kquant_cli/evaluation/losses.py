@@ -5,6 +5,7 @@ head(backbone(tokens)), position by position; then a few hundred positions at a 
 caps, scales): so head(backbone(tokens)) is tried once on a few tokens, and where it differs the model's own are used.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,24 +44,42 @@ class TokenLosses:
             tokens = min(tokens, LOGIT_BYTES // (4 * vocabulary(self.model)))
         return max(1, tokens // length)
 
+    def logits(self, tokens: torch.Tensor, where: torch.Tensor, positions: int = POSITIONS) -> Iterator[torch.Tensor]:
+        """The logits at the positions of `tokens` (batch, length) that the mask `where` of that shape names, in order.
+
+        In pieces (at most `positions`, vocabulary), float32 (float64 for a float64 model).
+        """
+        model: Any = self.model
+        tokens = tokens.to(model.device)
+        if self.in_pieces:
+            features = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        else:
+            features = model(input_ids=tokens, use_cache=False).logits
+        for piece in features[where.to(features.device)].split(positions):
+            logits = model.get_output_embeddings()(piece) if self.in_pieces else piece
+            yield logits.to(torch.promote_types(logits.dtype, torch.float32))
+
     def __call__(self, tokens: torch.Tensor, predictions: int) -> torch.Tensor:
         """The losses (batch, predictions) of the last `predictions` next-token predictions of `tokens` (batch, length).
 
         In nats, computed in float32 (float64 for a float64 model).
         """
-        model: Any = self.model
-        if self.in_pieces:
-            features = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        else:
-            features = model(input_ids=tokens, use_cache=False).logits
-        positions = features[:, -1 - predictions : -1].flatten(0, 1)
-        targets = tokens[:, -predictions:].flatten()
-        losses = []
-        for piece, target in zip(positions.split(POSITIONS), targets.split(POSITIONS), strict=True):
-            logits = model.get_output_embeddings()(piece) if self.in_pieces else piece
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            losses.append(functional.cross_entropy(logits, target.to(logits.device), reduction="none"))
+        targets = tokens[:, -predictions:].flatten().split(POSITIONS)
+        logits = self.logits(tokens, last(tokens, predictions))
+        losses = [token_losses(piece, target) for piece, target in zip(logits, targets, strict=True)]
         return torch.cat(losses).view(len(tokens), predictions)
+
+
+def last(tokens: torch.Tensor, predictions: int) -> torch.Tensor:
+    """The mask (batch, length) of the positions whose next-token predictions are the last `predictions` of a row."""
+    where = torch.zeros(tokens.shape, dtype=torch.bool)
+    where[:, -1 - predictions : -1] = True
+    return where
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log p(target) in nats (n,), from logits (n, vocabulary) and the tokens that came (n,)."""
+    return functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
 
 
 def vocabulary(model: transformers.PreTrainedModel) -> int:

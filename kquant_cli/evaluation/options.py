@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-Progress = Callable[[int, int], None]  # (windows done, windows in all)
+Progress = Callable[[int, int], None]  # (windows or examples done, in all)
 
 
 def no_progress(done: int, total: int) -> None:
@@ -17,8 +17,8 @@ class EvalOptions:
 
     data: Path | None = None
     data_format: str | None = None  # text | wikitext
-    protocol: str = "gptq"  # gptq | stride
-    seqlen: int | None = None
+    protocol: str | None = None  # gptq | stride | paper
+    seqlen: int | None = None  # of a window; in classification the most of an example
     stride: int | None = None
-    limit: int | None = None  # windows
+    limit: int | None = None  # windows, or examples
     progress: Progress = no_progress

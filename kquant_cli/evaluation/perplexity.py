@@ -3,149 +3,195 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.evaluation.losses import TokenLosses, vocabulary
+from kquant_cli.evaluation.divergence import compare
+from kquant_cli.evaluation.losses import TokenLosses, last, vocabulary
 from kquant_cli.evaluation.options import EvalOptions, Progress
+from kquant_cli.evaluation.precision import full_float32
+from kquant_cli.evaluation.result import Against, Estimate, Result, common, dtype_name
+from kquant_cli.evaluation.spread import means_left_out, standard_error
 from kquant_cli.evaluation.texts import Text
-from kquant_cli.evaluation.versions import versions
-from kquant_cli.evaluation.windows import Protocol, Window, maximum_window, select, settle
+from kquant_cli.evaluation.tokens import require_comparable, require_known, require_same_tokens
+from kquant_cli.evaluation.windows import Protocol, Window, select, settle, shared_maximum
 from kquant_cli.runtime import LoadedModel
 
 
-@dataclass(frozen=True)
-class PerplexityResult:
+@dataclass(frozen=True, kw_only=True)
+class PerplexityResult(Result):
     """A perplexity with all that is needed to compare it with another, or to measure it again."""
 
-    task: str
-    model: str
-    model_kind: str  # dense | bundle
+    data_is: ClassVar[str] = "text"
+
     perplexity: float  # exp(nll); infinite where that overflows
     nll: float  # nats a token, weighted as the protocol does
     window_nlls: tuple[float, ...]  # mean loss of each window, for paired comparisons
     tokens: int  # predictions made
     windows: int
-    protocol: str
     seqlen: int
     stride: int
-    limit: int | None
-    dtype: str
-    device: str
-    text: str
-    text_sha256: str
     text_tokens: int
-    tokenizer: str
     vocabulary: int
     special_tokens_added: int  # of the text's tokens, those that the tokenizer put there (a beginning of sentence, ...)
-    seconds: float
-    versions: dict[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON entry; a perplexity that overflowed is null there, for JSON knows no infinity."""
-        entry = asdict(self)
-        entry["perplexity"] = self.perplexity if math.isfinite(self.perplexity) else None
-        return entry
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The perplexity."""
+        return {"perplexity": self.perplexity}
 
-    def sentence(self) -> str:
-        """The protocol line that goes with the number."""
+    @property
+    def counts(self) -> dict[str, int]:
+        """Predictions and windows."""
+        return {"tokens": self.tokens, "windows": self.windows}
+
+    def protocol_sentence(self) -> str:
+        """The protocol, how many windows and how many tokens."""
         protocol = Protocol(self.protocol, self.seqlen, self.stride).sentence()  # type: ignore[arg-type]
         limited = " (--limit)" if self.limit is not None else ""
         plural = "" if self.windows == 1 else "s"
         return (
-            f"{self.task}: {protocol}; {self.windows:,} window{plural}{limited}, {self.tokens:,} predicted tokens of "
-            f"{self.text_tokens:,}; {self.dtype} on {self.device}; text: {self.text}, sha256 {self.text_sha256[:12]}"
+            f"{protocol}; {self.windows:,} window{plural}{limited}, {self.tokens:,} predicted tokens of "
+            f"{self.text_tokens:,}"
         )
 
 
-def perplexity(loaded: LoadedModel, text: Text, options: EvalOptions, task: str = "text") -> PerplexityResult:
-    """Measure the perplexity of `loaded` on `text` under `options.protocol`.
+def perplexity(
+    loaded: LoadedModel,
+    text: Text,
+    options: EvalOptions,
+    task: str = "text",
+    against: LoadedModel | None = None,
+    protocol: str = "gptq",
+) -> PerplexityResult:
+    """Measure the perplexity of `loaded` on `text` under `options.protocol`, by default the task's `protocol`.
+
+    With `against` the original is measured on the same windows beside it.
 
     Raises
     ------
     KQuantError
-        The text is shorter than one window, the model cannot have such windows, or the loss is no number.
+        The text is shorter than one window, a model cannot have such windows, its loss is no number, or the two models
+        do not read the same tokens.
     """
-    protocol = settle(options.protocol, options.seqlen, options.stride, maximum_window(loaded.model.config))
+    models = [loaded] if against is None else [loaded, against]
+    settled = settle(
+        options.protocol or protocol, options.seqlen, options.stride, shared_maximum([m.model.config for m in models])
+    )
     tokens, special = _tokenise(loaded, text)
-    if len(tokens) < protocol.seqlen:
+    if against is not None:
+        require_comparable(loaded, against)
+        require_same_tokens(loaded, against, torch.equal(tokens, _tokenise(against, text)[0]))
+    if text.most_windows is not None:
+        tokens = tokens[: text.most_windows * settled.seqlen]
+    if len(tokens) < settled.seqlen:
         raise KQuantError(
-            f"the text ({text.description}) has {len(tokens)} tokens, fewer than one window of {protocol.seqlen}: "
+            f"the text ({text.description}) has {len(tokens)} tokens, fewer than one window of {settled.seqlen}: "
             "give a longer text, or a shorter window with --seqlen"
         )
-    windows = select(protocol.windows(len(tokens)), options.limit)
+    windows = select(settled.windows(len(tokens)), options.limit)
     started = time.perf_counter()
-    means = window_losses(loaded.model, tokens, windows, options.progress)
+    means = window_means([m.model for m in models], tokens, windows, options.progress)
     seconds = time.perf_counter() - started
-    nll = math.fsum(mean * window.scored for mean, window in zip(means, windows, strict=True)) / windows[-1].end
-    if not math.isfinite(nll):
-        raise KQuantError(f"the loss of {loaded.path} in {_name(loaded.dtype)} is not a number: try --dtype float32")
+    nlls = [_nll(means[:, column], windows, model) for column, model in enumerate(models)]
     return PerplexityResult(
-        task=task,
-        model=loaded.path,
-        model_kind=loaded.kind,
-        perplexity=_exp(nll),
-        nll=nll,
-        window_nlls=tuple(means),
+        **common(loaded, task, options),
+        protocol=settled.name,
+        data=text.description,
+        data_sha256=text.sha256,
+        seconds=seconds,
+        against=None if against is None else _against(against, nlls, means, windows),
+        perplexity=_exp(nlls[0]),
+        nll=nlls[0],
+        window_nlls=tuple(means[:, 0].tolist()),
         tokens=sum(window.predictions for window in windows),
         windows=len(windows),
-        protocol=protocol.name,
-        seqlen=protocol.seqlen,
-        stride=protocol.stride,
-        limit=options.limit,
-        dtype=_name(loaded.dtype),
-        device=loaded.device.type,
-        text=text.description,
-        text_sha256=text.sha256,
+        seqlen=settled.seqlen,
+        stride=settled.stride,
         text_tokens=len(tokens),
-        tokenizer=type(loaded.tokenizer).__name__,
         vocabulary=vocabulary(loaded.model),
         special_tokens_added=special,
-        seconds=seconds,
-        versions=versions(),
     )
 
 
-def window_losses(model: Any, tokens: torch.Tensor, windows: Sequence[Window], progress: Progress) -> list[float]:
-    """The mean loss of each window over the predictions that count, in nats; `tokens` (length,) on any device."""
-    means: list[float] = []
-    with torch.inference_mode(), _full_float32():
-        losses = TokenLosses.of(model)
+def window_means(
+    models: Sequence[Any], tokens: torch.Tensor, windows: Sequence[Window], progress: Progress
+) -> np.ndarray:
+    """The mean loss of each window over the predictions that count, in nats (windows, 1); `tokens` (length,).
+
+    For two models, the second being the original: their losses, KL divergence and agreement (windows, 4).
+    """
+    means: list[list[float]] = []
+    with torch.inference_mode(), full_float32():
+        losses = [TokenLosses.of(model) for model in models]
         progress(0, len(windows))
         for batch in _batches(windows, losses):
-            ids = torch.stack([tokens[window.begin : window.end] for window in batch]).to(model.device)
-            means += losses(ids, batch[0].predictions).double().mean(dim=1).tolist()
+            ids = torch.stack([tokens[window.begin : window.end] for window in batch]).to(models[0].device)
+            means += _batch_means(losses, ids, batch[0].predictions).tolist()
             progress(len(means), len(windows))
-    return means
+    return np.array(means)
 
 
-def _batches(windows: Sequence[Window], losses: TokenLosses) -> Iterator[list[Window]]:
-    """Neighbouring windows of one shape, as many as go through the model at once."""
+def _batch_means(losses: Sequence[TokenLosses], ids: torch.Tensor, predictions: int) -> torch.Tensor:
+    """The rows of `window_means` for windows `ids` (batch, length)."""
+    if len(losses) == 1:
+        return losses[0](ids, predictions).double().mean(dim=1, keepdim=True)
+    found = compare(losses[0], losses[1], ids, last(ids, predictions), ids[:, -predictions:].flatten())
+    columns = (found.losses, found.original_losses, found.divergences, found.agreements)
+    return torch.stack([column.view(len(ids), predictions).mean(dim=1) for column in columns], dim=1)
+
+
+def _batches(windows: Sequence[Window], losses: Sequence[TokenLosses]) -> Iterator[list[Window]]:
+    """Neighbouring windows of one shape, as many as go through the models at once."""
     for (length, _), group in groupby(windows, key=lambda window: (window.end - window.begin, window.predictions)):
         alike = list(group)
-        size = losses.batch_size(length)
+        size = min(model.batch_size(length) for model in losses)
         yield from (alike[i : i + size] for i in range(0, len(alike), size))
+
+
+def _nll(means: np.ndarray, windows: Sequence[Window], loaded: LoadedModel) -> float:
+    """The protocol's mean loss from the windows' (windows,)."""
+    nll = math.fsum(mean * window.scored for mean, window in zip(means, windows, strict=True)) / windows[-1].end
+    if not math.isfinite(nll):
+        raise KQuantError(f"the loss of {loaded.path} in {dtype_name(loaded)} is not a number: try --dtype float32")
+    return nll
+
+
+def _against(original: LoadedModel, nlls: Sequence[float], means: np.ndarray, windows: Sequence[Window]) -> Against:
+    """The comparison from the two mean losses and the windows' means (windows, 4)."""
+    scored = np.array([window.scored for window in windows], dtype=float)
+    predicted = np.array([window.predictions for window in windows], dtype=float)
+    ours, theirs = (means_left_out(means[:, column], scored) for column in (0, 1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        perplexity_error = standard_error(np.exp(ours) - np.exp(theirs))
+    return Against(
+        model=original.path,
+        model_kind=original.kind,
+        dtype=dtype_name(original),
+        metrics={"perplexity": _exp(nlls[1])},
+        differences={
+            "perplexity": Estimate(_exp(nlls[0]) - _exp(nlls[1]), perplexity_error),
+            "nll": Estimate(nlls[0] - nlls[1], standard_error(ours - theirs)),
+        },
+        paired_over="windows",
+        per="token",
+        kl_divergence=Estimate(
+            float(np.average(means[:, 2], weights=predicted)), standard_error(means_left_out(means[:, 2], predicted))
+        ),
+        agreement=float(np.average(means[:, 3], weights=predicted)),
+    )
 
 
 def _tokenise(loaded: LoadedModel, text: Text) -> tuple[torch.Tensor, int]:
     """The tokens (length,) of the text, as the tokenizer gives them by default, and how many special ones it adds."""
     tokens = torch.tensor(loaded.tokenizer(text.content, verbose=False)["input_ids"], dtype=torch.long)
-    known = vocabulary(loaded.model)
-    if len(tokens) and int(tokens.max()) >= known:
-        raise KQuantError(
-            f"the tokenizer of {loaded.path} gives token {int(tokens.max())}, but the model's vocabulary has "
-            f"{known} tokens: the tokenizer belongs to another model"
-        )
+    require_known(loaded, tokens)
     return tokens, loaded.tokenizer.num_special_tokens_to_add(pair=False)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _exp(nll: float) -> float:
@@ -153,17 +199,3 @@ def _exp(nll: float) -> float:
         return math.exp(nll)
     except OverflowError:
         return math.inf
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """float32 products in float32: TF32, where the GPU has it, changes the third digit of a perplexity."""
-    precision = torch.get_float32_matmul_precision()
-    convolutions = torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = convolutions

@@ -1,4 +1,4 @@
-"""How a text is cut into windows: the two protocols under which language models' perplexities are published.
+"""How a text is cut into windows: the protocols under which language models' perplexities are published.
 
 With L_w the mean loss of window w over the predictions that count, and T_w the number of its tokens that are new,
 
@@ -7,7 +7,10 @@ With L_w the mean loss of window w over the predictions that count, and T_w the 
 gptq    windows of `seqlen` tokens without overlap, the tail dropped (arXiv 2210.17323, its code): T_w = seqlen, so this
         is the mean over the seqlen - 1 predictions of each window, a window's first token being predicted by nothing.
 stride  each window starts `stride` tokens after the one before and counts only the tokens that are new (the loop of
-        arXiv 2404.09737's code, and of transformers' page on fixed-length models); the last window may be shorter.
+        transformers' page on fixed-length models); the last window may be shorter.
+paper   each window ends `stride` tokens after the one before, reaches back `seqlen` tokens or to the beginning of the
+        text, and counts only the tokens that are new (the loop of arXiv 2404.09737's code). Where `stride` divides
+        `seqlen` every token has the context that `stride` gives it; the weight of the first windows differs.
 """
 
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ from typing import Any, Final, Literal
 
 from kquant_cli.errors import KQuantError
 
-PROTOCOLS: Final = ("gptq", "stride")
+PROTOCOLS: Final = ("gptq", "stride", "paper")
 GPTQ_WINDOW: Final = 2048
 DEFAULT_STRIDE: Final = 512
 # The names that configs give to the longest input, most common first.
@@ -41,7 +44,7 @@ class Window:
 class Protocol:
     """A protocol with its lengths settled for one model, in tokens."""
 
-    name: Literal["gptq", "stride"]
+    name: Literal["gptq", "stride", "paper"]
     seqlen: int
     stride: int
 
@@ -51,10 +54,11 @@ class Protocol:
             return [Window(i * self.seqlen, (i + 1) * self.seqlen, self.seqlen) for i in range(tokens // self.seqlen)]
         found: list[Window] = []
         begin = end = 0
+        first = self.seqlen if self.name == "stride" else self.stride  # where the first window ends
         while end < tokens:
-            previous, end = end, min(begin + self.seqlen, tokens)
+            reach = first + len(found) * self.stride
+            previous, end, begin = end, min(reach, tokens), max(0, reach - self.seqlen)
             found.append(Window(begin, end, end - previous))
-            begin += self.stride
         # Windows that do not overlap may leave one last token, which nothing predicts.
         return found if found and found[-1].predictions else found[:-1]
 
@@ -62,32 +66,35 @@ class Protocol:
         """The protocol in words."""
         if self.name == "gptq":
             return f"gptq protocol: windows of {self.seqlen} tokens without overlap, tail dropped"
-        return f"stride protocol: windows of {self.seqlen} tokens every {self.stride}, only new tokens counted"
+        if self.name == "stride":
+            return f"stride protocol: windows of {self.seqlen} tokens every {self.stride}, only new tokens counted"
+        return (
+            f"paper's protocol: windows that end every {self.stride} tokens and reach back {self.seqlen}, "
+            "only new tokens counted"
+        )
 
 
 def settle(name: str, seqlen: int | None, stride: int | None, maximum: int | None) -> Protocol:
     """The protocol `name` for a model that takes at most `maximum` tokens (None: not known); refuses what cannot be.
 
-    Without `seqlen`, gptq takes 2048 or the maximum, whichever is smaller, and stride takes the maximum.
+    Without `seqlen`, gptq takes 2048 or the maximum, whichever is smaller; the others take the maximum.
     """
     if name not in PROTOCOLS:
-        raise KQuantError(f"protocol {name!r} is not known: use {' or '.join(PROTOCOLS)}")
+        raise KQuantError(f"protocol {name!r} is not known: use {', '.join(PROTOCOLS[:-1])} or {PROTOCOLS[-1]}")
     if seqlen is None:
         limit = GPTQ_WINDOW if maximum is None else maximum
         seqlen = min(limit, GPTQ_WINDOW) if name == "gptq" else limit
-    if seqlen < 2:
-        raise KQuantError(f"a window of {seqlen} tokens predicts nothing: give --seqlen 2 or more")
-    if maximum is not None and seqlen > maximum:
-        raise KQuantError(f"--seqlen {seqlen} is longer than the model's maximum of {maximum} tokens: give less")
+    bounded(seqlen, maximum)
     if name == "gptq":
         if stride is not None:
-            raise KQuantError("--stride belongs to --protocol stride; gptq's windows do not overlap: leave it out")
+            raise KQuantError("--stride belongs to --protocol stride or paper; gptq's do not overlap: leave it out")
         return Protocol("gptq", seqlen, seqlen)
     if stride is None:
         stride = min(DEFAULT_STRIDE, seqlen)
-    if not 1 <= stride <= seqlen:
-        raise KQuantError(f"--stride {stride} must be from 1 to the window of {seqlen} tokens")
-    return Protocol("stride", seqlen, stride)
+    least = 2 if name == "paper" else 1  # the paper's first window is as long as the stride, and must predict something
+    if not least <= stride <= seqlen:
+        raise KQuantError(f"--stride {stride} must be from {least} to the window of {seqlen} tokens")
+    return Protocol("paper" if name == "paper" else "stride", seqlen, stride)
 
 
 def select(windows: Sequence[Window], limit: int | None) -> Sequence[Window]:
@@ -102,3 +109,17 @@ def maximum_window(config: Any) -> int | None:
     text_config = config.get_text_config()
     found = (getattr(text_config, name, None) for name in MAXIMUM_NAMES)
     return next((length for length in found if isinstance(length, int) and length > 0), None)
+
+
+def shared_maximum(configs: Sequence[Any]) -> int | None:
+    """The longest input that all models' configs allow, or None where none sets a bound."""
+    return min((bound for config in configs if (bound := maximum_window(config)) is not None), default=None)
+
+
+def bounded(seqlen: int | None, maximum: int | None) -> int | None:
+    """`seqlen` or, without it, `maximum`; refuses what the model cannot read."""
+    if seqlen is not None and seqlen < 2:
+        raise KQuantError(f"a window of {seqlen} tokens predicts nothing: give --seqlen 2 or more")
+    if seqlen is not None and maximum is not None and seqlen > maximum:
+        raise KQuantError(f"--seqlen {seqlen} is longer than the model's maximum of {maximum} tokens: give less")
+    return maximum if seqlen is None else seqlen

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kquant_cli.bundle import Bundle
+from kquant_cli.bundle import Bundle, kept_results
 from kquant_cli.bundle.format import MANIFEST, RUN, read_json
 from kquant_cli.errors import KQuantError
 from kquant_cli.report.manifest import check_manifest
@@ -18,7 +18,7 @@ def summarise(bundle: Bundle) -> dict[str, Any]:
     `bits_per_weight`: stored bits (codes with padding, codebooks, scales) over encoded weights;
     `bits_per_weight_model`: bits of all tensors over all parameters; `encoded_share`: encoded weights over all
     parameters; `ratio`: bytes of the source's tensors over the bundle's; `notes`: of the whole bundle, then the
-    distinct ones of its layers.
+    distinct ones of its layers; `results`: the evaluations kept beside it.
 
     Raises
     ------
@@ -47,6 +47,7 @@ def summarise(bundle: Bundle) -> dict[str, Any]:
         "settings": manifest["settings"],
         "versions": manifest["versions"],
         "run": _run(bundle.path / RUN),
+        "results": kept_results(bundle.path),
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_classifiers
 import tiny_text_models
 import typer
 from typer.testing import CliRunner
 
+from kquant_cli.bundle import kept_results
 from kquant_cli.cli.evaluate import evaluate
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import EvalOptions, perplexity
@@ -44,8 +47,8 @@ def test_the_printed_number_is_the_perplexity(kquant: KQuant, model: Path, prose
     assert first["perplexity"] == pytest.approx(expected.perplexity, rel=1e-6)
     assert f"{expected.perplexity:.2f}" in run.out
     assert (first["task"], second["task"]) == ("text", "wikitext2")
-    assert first["text_sha256"] == expected.text_sha256 != second["text_sha256"]
-    assert first["text"] == f"{prose}, verbatim"
+    assert first["data_sha256"] == expected.data_sha256 != second["data_sha256"]
+    assert first["data"] == f"{prose}, verbatim"
     assert (first["model"], first["model_kind"], first["protocol"]) == (str(model), "dense", "gptq")
     assert (first["seqlen"], first["windows"], first["tokens"]) == (64, expected.windows, expected.tokens)
     assert {"kquant_cli", "torch", "transformers"} == set(first["versions"])
@@ -90,7 +93,7 @@ def test_demo_needs_no_data(kquant: KQuant, model: Path) -> None:
         (("--task", "text", "--data", "absent.txt"), "absent.txt cannot be read"),
         (("--task", "demo", "--protocol", "stride", "--seqlen", 32, "--stride", 33), "--stride 33 must be from 1 to"),
         (("--task", "demo", "--seqlen", 65), "longer than the model's maximum of 64"),
-        (("--task", "demo", "--protocol", "words"), "use gptq or stride"),
+        (("--task", "demo", "--protocol", "words"), "use gptq, stride or paper"),
         (("--task", "demo", "--limit", 0), "--limit 0"),
         (("--task", "demo", "--dtype", "int3"), "dtype 'int3' is not known"),
         (("--task", "demo", "--device", "meta"), "device 'meta' is not one that kquant runs on"),
@@ -144,3 +147,124 @@ def test_help_gives_examples() -> None:
     assert "kquant eval --task wikitext2" in run.output
     assert all(name in run.output for name in DTYPES)
     assert isinstance(CliRunner().invoke(app, ["x", "--task", "y"]).exception, KQuantError)
+
+
+@pytest.fixture(scope="module")
+def bundle(model: Path) -> Path:
+    from kquant_cli import pipeline
+    from kquant_cli.checkpoint import open_checkpoint
+    from kquant_cli.config import CompressConfig
+    from kquant_cli.plan import make_plan
+
+    out = model.parent / "tiny-opt-4bit"
+    pipeline.compress(make_plan(open_checkpoint(model), CompressConfig(encoder="uniform", bits=4)), out)
+    return out
+
+
+def test_against_the_original_and_what_the_bundle_keeps(
+    kquant: KQuant, model: Path, bundle: Path, tmp_path: Path
+) -> None:
+    prose, words = tmp_path / "prose.txt", tiny_text_models.text().split()
+    prose.write_text("\n".join(" ".join(words[i : i + 7]) for i in range(0, 595, 7)), encoding="utf-8")
+    options = ("--task", "text,lambada_word", "--data", prose, "--limit", 5, "--device", "cpu")
+    written = tmp_path / "r.json"
+    run = kquant("eval", bundle, *options, "--against", model, "--json", written)
+    assert run.code == 0, run.err
+    text, word = json.loads(written.read_text())["results"]
+    dense = perplexity(load_model(model, device="cpu"), text_file(prose, "text"), EvalOptions(limit=5))
+    assert text["against"]["metrics"]["perplexity"] == pytest.approx(dense.perplexity, rel=1e-6)
+    difference = text["against"]["differences"]["perplexity"]
+    assert f"{difference['value']:+.4f} ± {difference['standard_error']:.4f}" in run.out
+    assert text["against"]["kl_divergence"]["value"] > 0
+    assert f"{word['against']['agreement']:.2%}" in run.out
+    assert f"against {model} (dense, float32)" in run.out
+    kept = [json.loads(file.read_text()) for file in sorted((bundle / "results").iterdir())]
+    assert [entry["task"] for entry in kept] == ["lambada_word", "text"]
+    assert kept[1]["metrics"] == text["metrics"]
+    shown = kquant("inspect", bundle, "--json", tmp_path / "inspect.json")
+    assert f"{text['metrics']['perplexity']:.4f}" in shown.out
+    assert f"{kept[0]['measured'][:10]} {word['sentence']}" in shown.out
+    assert [r["task"] for r in json.loads((tmp_path / "inspect.json").read_text())["results"]] == [
+        "lambada_word",
+        "text",
+    ]
+    assert kquant("eval", bundle, *options).code == 0  # the results beside it leave the bundle whole
+    assert len(list((bundle / "results").iterdir())) == 4
+    assert not (model / "results").exists()
+
+
+def test_a_bundle_that_cannot_be_written_says_where_its_results_are(
+    kquant: KQuant, bundle: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "locked"
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("results"))
+    (copy / "results").write_text("in the way")
+    monkeypatch.chdir(tmp_path)
+    options = ("--task", "text", "--data", prose, "--limit", 2, "--device", "cpu")
+    run = kquant("eval", copy, *options)
+    assert run.code == 0, run.err
+    assert f"{copy} cannot be written, so the result of text is kept in results/locked/text-gptq-" in run.err
+    (tmp_path / "results/locked").rename(tmp_path / "away")
+    (tmp_path / "results/locked").write_text("in the way too")
+    run = kquant("eval", copy, *options)
+    assert run.code == 0, run.err
+    assert "text: the result is not kept: neither" in run.err
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder with classifiers for three tasks, and one with their official files and another's."""
+    root = tmp_path_factory.mktemp("glue")
+    for task, outputs in (("cola", 2), ("MRPC", 2), ("sts-b", 1)):
+        tiny_classifiers.make(root / "models" / task, num_labels=outputs)
+    for task in ("cola", "mrpc", "stsb", "rte"):
+        tiny_classifiers.write_tsv(task, root / "data")
+    return root / "models", root / "data"
+
+
+def test_glue_runs_what_the_folder_has(kquant: KQuant, classifiers: tuple[Path, Path], tmp_path: Path) -> None:
+    models, data = classifiers
+    written = tmp_path / "glue.json"
+    run = kquant("eval", models, "--task", "glue", "--data", data, "--device", "cpu", "--json", written)
+    assert run.code == 0, run.err
+    assert f"{models} has no checkpoint for sst2, qqp, mnli, qnli, rte, wnli: left out" in run.err
+    results = json.loads(written.read_text())["results"]
+    assert [(r["task"], list(r["metrics"])) for r in results] == [
+        ("cola", ["matthews"]),
+        ("mrpc", ["accuracy", "f1"]),
+        ("stsb", ["pearson", "spearman"]),
+    ]
+    for result in results:
+        assert all(f"{value:.4f}" in run.out for value in result["metrics"].values())
+        assert {"protocol", "data_sha256", "dtype", "seqlen", "counts", "versions", "seconds"} <= set(result)
+    assert "run_glue's protocol: at most 64 tokens an example; 16 examples" in run.out
+
+
+def test_a_classifiers_bundle_against_its_original(
+    kquant: KQuant, classifiers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    models, data = classifiers
+    assert kquant("compress", models / "MRPC", "--encoder", "uniform", "--bits", 3, "-o", tmp_path / "mrpc").code == 0
+    for model, original in ((tmp_path / "mrpc", models / "MRPC"), (tmp_path, models)):
+        run = kquant("eval", model, "--task", "mrpc", "--data", data, "--against", original, "--device", "cpu")
+        assert run.code == 0, run.err
+        assert "paired over examples" in run.out
+        assert "same label" in run.out
+    assert [entry["task"] for entry in kept_results(tmp_path / "mrpc")] == ["mrpc"]
+
+
+def test_bad_input_of_classification(kquant: KQuant, classifiers: tuple[Path, Path], model: Path) -> None:
+    models, data = classifiers
+    for arguments, says in (
+        ((models, "--task", "rte", "--data", data), "nor a checkpoint in a sub-folder rte/"),
+        ((models / "cola", "--task", "glue", "--data", data), "is a single checkpoint"),
+        ((models, "--task", "cola", "--data", data / "rte"), "there is no"),
+        ((model, "--task", "cola", "--data", data), "lacks tensors that OPTForSequenceClassification needs"),
+        ((models / "cola", "--task", "stsb", "--data", data), "task 'stsb' needs 1 (the score)"),
+        ((models / "cola", "--task", "cola", "--data", data, "--against", "./absent"), "there is no folder './absent'"),
+        ((models / "cola", "--task", "cola", "--data", data, "--against", model), "lacks tensors that OPTForSequence"),
+    ):
+        run = kquant("eval", *arguments, "--device", "cpu")
+        assert run.code == 2, arguments
+        assert says in run.err
+        assert run.out == ""

@@ -14,6 +14,10 @@ FILE = Path("some.txt")
 def test_a_list_of_tasks_keeps_its_order() -> None:
     assert list(select_tasks("text, wikitext2", EvalOptions(data=FILE))) == ["text", "wikitext2"]
     assert select_tasks("wikitext2", EvalOptions()) == {"wikitext2": TASKS["wikitext2"]}
+    assert list(select_tasks("rte,lambada", EvalOptions())) == ["rte", "lambada_text", "lambada_word"]
+    nine = ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
+    assert list(select_tasks("glue", EvalOptions())) == nine
+    assert all(set(task.reads) <= set(vars(EvalOptions())) for task in TASKS.values())
 
 
 @pytest.mark.parametrize(
@@ -21,7 +25,13 @@ def test_a_list_of_tasks_keeps_its_order() -> None:
     [
         ("wikitex2", EvalOptions(), "'wikitex2' is not known: did you mean wikitext2"),
         ("wikitext2,zzz", EvalOptions(), "'zzz' is not known: the tasks are wikitext2, text, demo"),
+        ("SST-2", EvalOptions(), "'SST-2' is not known: did you mean sst2"),
+        ("glu", EvalOptions(), "did you mean glue"),
+        ("lambda", EvalOptions(), "did you mean lambada"),
         (" , ", EvalOptions(), "--task names no task"),
+        ("cola", EvalOptions(stride=5), "--stride means nothing to task 'cola'"),
+        ("lambada_word,rte", EvalOptions(protocol="gptq"), "--protocol means nothing to task 'lambada_word,rte'"),
+        ("ptb", EvalOptions(data=FILE, data_format="text"), "--data-format means nothing to task 'ptb'"),
         ("demo", EvalOptions(data=FILE), "has its own text: leave --data out"),
         ("text", EvalOptions(data_format="text"), "--data-format says how to read --data, which is missing"),
         ("text", EvalOptions(data=FILE, data_format="csv"), "'csv' is not known: use text or wikitext"),

@@ -1,0 +1,47 @@
+"""Data sets of the hub, through `datasets`: from its cache or the network, or a sentence that says what to get."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from kquant_cli.errors import KQuantError
+
+# What `datasets` raises when the hub cannot be reached and the cache has no copy, or only one of another part.
+HUB_ERRORS: Final = (OSError, ValueError, RuntimeError)
+PROBE_SECONDS: Final = 10.0
+
+
+def hub_rows(what: str, get: str, dataset: str, config: str | None = None, **options: Any) -> Any:
+    """The rows of a data set; `options` such as split, revision and data_files go to `datasets.load_dataset`.
+
+    Raises
+    ------
+    KQuantError
+        It is not to be had: names `what` and says how to `get` it.
+    """
+    from datasets import load_dataset  # noqa: PLC0415 (a second to import, and only needed here)
+
+    try:
+        with _cache_alone_if_unreachable(dataset):
+            return load_dataset(dataset, *([] if config is None else [config]), **options)
+    except HUB_ERRORS as error:
+        place = dataset if config is None else f"{dataset}, {config}"
+        raise KQuantError(f"{what} is neither in the cache nor to be had from the hub ({place}): {get}") from error
+
+
+@contextmanager
+def _cache_alone_if_unreachable(dataset: str) -> Iterator[None]:
+    """Let `datasets` use its cache at once where the hub does not answer: by itself it tries for half a minute."""
+    import datasets  # noqa: PLC0415
+    from huggingface_hub import HfApi  # noqa: PLC0415
+    from huggingface_hub.errors import HTTPError  # noqa: PLC0415
+
+    before = datasets.config.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(dataset, timeout=PROBE_SECONDS)
+    except (HTTPError, OSError):
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
