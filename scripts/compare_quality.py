@@ -14,6 +14,7 @@ package (pip install hqq), NF4 by its table (bitsandbytes), and a two-dimensiona
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 import time
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure_quality import difference
 from peers import PEERS, Peer
 from results import machine, write_results
 
@@ -31,11 +31,12 @@ from kquant_cli.checkpoint import content_hash, open_checkpoint
 from kquant_cli.config import CompressConfig
 from kquant_cli.encoders import encode
 from kquant_cli.evaluation import EvalOptions, select_tasks
-from kquant_cli.plan import Job, Plan, make_plan
+from kquant_cli.plan import Plan, make_plan
 from kquant_cli.preparation import SAMPLED_ROWS, prepare
 from kquant_cli.runtime import load_model
 from kquant_cli.statistics import InputStatistics, column_energy, searched_scale, statistics_path, white_error_scale
 
+SCALING = {True: "yes", False: "no"}
 OURS: dict[str, dict[str, Any]] = {
     "annealed": {"encoder": "annealed"},
     "annealed, best": {"encoder": "annealed", "effort": "best"},
@@ -57,6 +58,7 @@ class Bench:
     measure: Callable[[], list[float]]
 
     def restore(self) -> None:
+        """The weights as they were."""
         with torch.no_grad():
             for name, weight in self.weights.items():
                 self.parameters[name].copy_(weight)
@@ -148,38 +150,55 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=16, help="windows")
     parser.add_argument("--seqlen", type=int, default=1024)
     parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], help="methods")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--scaling", default="both", choices=["both", "yes", "no"], help="with a channel scale, or not")
+    parser.add_argument("--json", type=Path, help="rows that are there, of the same windows, stay")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    facts = {"machine": machine(), "model": args.model.name, "limit": args.limit, "seqlen": args.seqlen}
+    rows = earlier(args.json, facts)
     with tempfile.TemporaryDirectory() as folder:
         bench = set_up(args, Path(folder))
         dense = bench.measure()
-        print(f"dense: perplexity {math.exp(sum(dense) / len(dense)):.3f}", flush=True)
-        values = {"machine": machine(), "model": args.model.name, "limit": args.limit, "seqlen": args.seqlen}
-        values |= {"dense": math.exp(sum(dense) / len(dense)), "rows": rows}
-        best: dict[float, list[float]] = {}
-        for rate in args.rates:
-            for name in args.only or [*OURS, *PEERS]:
-                if name in PEERS and not PEERS[name].takes(rate):
-                    continue
-                for scaled in (True, False):
-                    began = time.perf_counter()
-                    if name in OURS:
-                        bits, error = ours(bench, name, rate, scaled)
-                    else:
-                        bits, error = theirs(bench, PEERS[name], rate, scaled)
-                    seconds = time.perf_counter() - began
-                    losses = bench.measure()
-                    bench.restore()
-                    reference = best.setdefault(rate, losses)  # the first method's, with scaling
-                    row = {"rate": rate, "method": name, "scaled": scaled, "bits": bits, "error": error}
-                    row["perplexity"] = math.exp(min(sum(losses) / len(losses), 700))
-                    row["log_difference"], row["standard_error"] = difference(losses, dense)
-                    row["to_first"], row["to_first_error"] = difference(losses, reference)
-                    rows.append(row | {"seconds": seconds})
-                    print(f"{rate} {name}{' scaled' if scaled else ''}: {bits:.3f} bits, error {error:.5f}, "
-                          f"perplexity {row['perplexity']:.3f}, {seconds:.0f} s", flush=True)  # fmt: skip
-                    write_results(args.json, values)
+        print(f"dense: perplexity {perplexity(dense):.3f}", flush=True)
+        for rate, name, scaled in chosen(args):
+            began = time.perf_counter()
+            if name in OURS:
+                bits, error = ours(bench, name, rate, scaled)
+            else:
+                bits, error = theirs(bench, PEERS[name], rate, scaled)
+            seconds = time.perf_counter() - began
+            losses = bench.measure()
+            bench.restore()
+            row = {"rate": rate, "method": name, "scaled": scaled, "bits": bits, "error": error, "seconds": seconds}
+            rows[rate, name, scaled] = row | {"losses": losses}
+            write_results(args.json, facts | {"dense": dense, "rows": list(rows.values())})
+            how = f"{name}{', scaled' if scaled else ''}"
+            numbers = f"{bits:.3f} bits, error {error:.5f}, perplexity {perplexity(losses):.3f}"
+            print(f"{rate} {how}: {numbers}, {seconds:.0f} s", flush=True)
+
+
+def chosen(args: argparse.Namespace) -> Iterator[tuple[float, str, bool]]:
+    """The rows to be measured: rate, method, whether with a channel scale."""
+    for rate in args.rates:
+        for name in args.only or [*OURS, *PEERS]:
+            if name in OURS or PEERS[name].takes(rate):
+                yield from (
+                    (rate, name, scaled) for scaled in (True, False) if args.scaling in ("both", SCALING[scaled])
+                )
+
+
+def earlier(file: Path | None, facts: dict[str, Any]) -> dict[tuple[float, str, bool], dict[str, Any]]:
+    """The rows of earlier runs of the same model and windows on such a machine, which this run adds to."""
+    if file is None or not file.exists():
+        return {}
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if any(values[key] != value for key, value in facts.items()):
+        return {}
+    return {(row["rate"], row["method"], row["scaled"]): row for row in values["rows"]}
+
+
+def perplexity(losses: list[float]) -> float:
+    """exp of the mean loss."""
+    return math.exp(min(sum(losses) / len(losses), 700))
 
 
 if __name__ == "__main__":

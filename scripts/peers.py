@@ -1,4 +1,4 @@
-"""What others do with a weight, for scripts/compare_quality.py: a weight becomes a decoded weight and its stored bits."""
+"""What others do, for scripts/compare_quality.py: a weight becomes a decoded weight and the bits that it takes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def nf4(weight: Tensor, rate: float, group: int = 64) -> tuple[Tensor, float]:
 
 
 def hqq(weight: Tensor, rate: float, group: int = 64) -> tuple[Tensor, float]:
-    """HQQ by its package, with its defaults for the group's axis that its authors advise (1); zeros and scales float16."""
+    """HQQ by its package, groups along the axis that its authors advise (1); zeros and scales float16."""
     from hqq.core.quantize import Quantizer
 
     packed, meta = Quantizer.quantize(

@@ -52,7 +52,7 @@ def error(kind: str, levels: int, effort: str, schedule: Schedule, x: torch.Tens
 
 
 def start(kind: str, levels: int, effort: str) -> Schedule:
-    """What was found for the nearest level count, at this effort if at any, with temperatures for this rate; or a guess."""
+    """What was found for the nearest level count, with temperatures for this rate; or a guess."""
     if levels == 2:  # a second basis is of no use to one sign: the best is the sign of x times its mean magnitude
         return Schedule((2 / math.pi) ** 0.5, 0.0, 1.0, 20.0, 1.0, 0.1, 0.1)
     searched = [e for e in schedules.load()["searched"] if e["kind"] == kind and e["levels"] > 2]
