@@ -79,7 +79,9 @@ class EncoderConfig(_Strict):
     effort: Literal["fast", "balanced", "best"] = Field(
         "balanced", description="sweeps of the annealing: 20, 60 or 400"
     )
-    codebook: Literal["ring", "product"] = Field("ring", description="where the annealed encoder's centroids lie")
+    codebook: Literal["auto", "ring", "product"] = Field(
+        "auto", description="where the annealed encoder's centroids lie; auto: where the search found less error"
+    )
     side: Literal["input", "output"] = Field("input", description="anneal rows (a row scale) or columns")
     basis: BasisKind = Field("dct", description="kind of the orthogonal matrices Q1 and Q2")
     basis_count: int | None = Field(None, ge=1, description="factors of a butterfly, householder or givens basis")

@@ -41,7 +41,7 @@ def compress(
     sensitivity: Annotated[
         str | None, _setting("Tokens that an average of bits is spread by: data-free, or a text file.")
     ] = None,
-    codebook: Annotated[str | None, _setting("Where annealed's centroids lie: ring or product.")] = None,
+    codebook: Annotated[str | None, _setting("Where annealed's centroids lie: auto, ring or product.")] = None,
     side: Annotated[str | None, _setting("Anneal rows (input) or columns (output).")] = None,
     basis: Annotated[
         str | None,

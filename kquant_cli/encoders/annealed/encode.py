@@ -17,7 +17,7 @@ from kquant_cli.bases import BasisSpec
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout, Record
 from kquant_cli.encoders.annealed.refit import SAMPLE, fit_scales, refit_codebook
-from kquant_cli.encoders.annealed.schedule import HARD_SWEEPS, MOVING, SWEEPS, find_schedule, points
+from kquant_cli.encoders.annealed.schedule import HARD_SWEEPS, MOVING, SWEEPS, better_kind, find_schedule, points
 from kquant_cli.encoders.annealed.sweeps import Coupling, Sweeps, anneal, moving_positions
 from kquant_cli.encoders.clustering import root_mean_square
 
@@ -50,8 +50,9 @@ def encode_annealed(weight: Tensor, config: EncoderConfig) -> EncodedMatrix:
         return basis.adjoint((part / unit).float())
 
     sweeps = SWEEPS[config.effort]
-    schedule = find_schedule(config.codebook, config.level_count, config.effort)
-    codebook = points(config.codebook, config.level_count, schedule)
+    kind = better_kind(config.level_count, config.effort) if config.codebook == "auto" else config.codebook
+    schedule = find_schedule(kind, config.level_count, config.effort)
+    codebook = points(kind, config.level_count, schedule)
     moving = moving_positions(HARD_SWEEPS, size, MOVING, config.seed)
     drive = Sweeps(codebook, schedule.betas(sweeps), schedule.momenta(sweeps), moving)
     length = max(1, CHUNK // size)

@@ -77,10 +77,22 @@ def find_schedule(kind: str, levels: int, effort: str) -> Schedule:
     return Schedule(*(a * (b / a) ** share if a > 0 and b > 0 else a + (b - a) * share for a, b in pairs))
 
 
-def searched_errors(effort: str) -> dict[int, float]:
-    """Relative squared error on Gaussian rows by level count, as the search measured it for rings."""
-    chosen = [e for e in load()["searched"] if e["kind"] == "ring" and e["effort"] == effort]
-    return {entry["levels"]: entry["error"] for entry in chosen}
+def searched_errors(effort: str, kind: str | None = None) -> dict[int, float]:
+    """Relative squared error on Gaussian rows by level count, as the search measured it; the least of all kinds."""
+    errors: dict[int, float] = {}
+    for entry in load()["searched"]:
+        if entry["effort"] == effort and kind in (None, entry["kind"]):
+            errors[entry["levels"]] = min(entry["error"], errors.get(entry["levels"], math.inf))
+    return errors
+
+
+def better_kind(levels: int, effort: str) -> str:
+    """The kind of codebook with less error: rings, but products where the rate asks for more sweeps than there are."""
+    if levels % 2:
+        return "ring"
+    errors = {kind: searched_errors(effort, kind) for kind in ("ring", "product")}
+    nearest = min(errors["product"], key=lambda known: abs(math.log(known / levels)))
+    return min(errors, key=lambda kind: errors[kind].get(nearest, math.inf))
 
 
 @cache
