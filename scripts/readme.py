@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,28 +34,106 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def quality(values: dict[str, Any]) -> str:
-    """Perplexity, bits and seconds, as scripts/measure_quality.py wrote them."""
-    names = list(values["rows"][0]["texts"])
-    headings = ["encoder", "bits a weight", "bits a parameter", "rel. sq. error"]
-    headings += [f"perplexity, {name}" for name in names] + ["seconds", "not converged"]
+def errors(values: dict[str, Any]) -> str:
+    """Relative squared errors on Gaussian matrices, as scripts/measure_errors.py wrote them."""
+    headings = ["bits", "fast", "balanced", "best", "best over the bound", "planar grid", "rotation + Lloyd-Max"]
+    headings += ["greedy (paper)", "bound 4^-bits"]
     rows = []
-    for row in values["rows"]:
-        texts = []
-        for name in names:
-            text = row["texts"][name]
-            error = f" ± {text['perplexity'] * text['standard_error']:.2f}" if "seconds" in row else ""
-            texts.append(
-                f"{text['perplexity']:.2f}{error}" if text["perplexity"] < 1e4 else f"{text['perplexity']:.1e}"
-            )
-        if "seconds" not in row:
-            rows.append([row["method"], "16", "16", "", *texts, "", ""])
-            continue
-        facts = [f"{row['bits_per_weight']:.3f}", f"{row['bits_per_weight_model']:.3f}"]
-        facts.append(f"{row['relative_squared_error']:.5f}")
-        rows.append([row["method"], *facts, *texts, f"{row['seconds']:.1f}", str(row["not_converged"])])
-    limit = f", the first {values['limit']} windows" if values["limit"] else ""
-    return f"{table(headings, rows)}\n\nMachine: {place(values['machine'])}{limit}."
+    for row in values["gaussian"]:
+        gap = f"{10 * math.log10(row['best'] / row['bound']):.2f} dB"
+        others = [f"{row[key]:.3g}" if key in row else "" for key in ("grid", "lloyd_max", "greedy")]
+        ours = [f"**{row[key]:.3g}**" if key == "best" else f"{row[key]:.3g}" for key in ("fast", "balanced", "best")]
+        rows.append([f"{row['rate']:.3f}".rstrip("0").rstrip("."), *ours, gap, *others, f"{row['bound']:.3g}"])
+    size, seeds = values["size"], values["seeds"]
+    return f"{table(headings, rows)}\n\n{size} x {size}, mean of {seeds} seeds. Machine: {place(values['machine'])}."
+
+
+def kinds(values: dict[str, Any]) -> str:
+    """Errors on other matrices over the Gaussian ones, as scripts/measure_errors.py wrote them."""
+    rows = [
+        [row["kind"], "×".join(map(str, row["shape"])), *(f"{row[bits]:.3f}" for bits in ("2", "3", "4"))]
+        for row in values["others"]
+    ]
+    return table(["weights", "shape", "2 bits", "3 bits", "4 bits"], rows)
+
+
+def compared(values: dict[str, Any]) -> str:
+    """Perplexities of all methods, as scripts/compare_quality.py wrote them: a row for a rate and method."""
+    dense, found = values["dense"], {(r["rate"], r["method"], r["scaled"]): r for r in values["rows"]}
+    headings = ["method", "bits a weight", "rel. sq. error", "perplexity", "over annealed", "without channel scales"]
+    rows = [["dense", "16", "", f"{math.exp(sum(dense) / len(dense)):.2f}", "", ""]]
+    for rate in sorted({row["rate"] for row in values["rows"]}, reverse=True):
+        ours = found[rate, "annealed", True]
+        names = dict.fromkeys(row["method"] for row in values["rows"] if row["rate"] == rate)
+        order = sorted(names, key=lambda name: statistics.fmean(_losses(found, rate, name)))
+        for name in order:
+            scaled, plain = found.get((rate, name, True)), found.get((rate, name, False))
+            facts = scaled or plain
+            mark = "**" if name.startswith("annealed") else ""
+            cells = [f"{mark}{name}{mark}", f"{facts['bits']:.3f}", f"{facts['error']:.4f}"]
+            cells += [_perplexity(scaled, dense), _over(scaled, ours), _perplexity(plain, dense)]
+            rows.append(cells)
+    windows = f"{len(dense)} windows of {values['seqlen']} tokens" if values["seqlen"] else f"{len(dense)} windows"
+    return f"{table(headings, rows)}\n\n{windows}. Machine: {place(values['machine'])}."
+
+
+def _losses(found: dict[Any, dict[str, Any]], rate: float, name: str) -> list[float]:
+    return (found.get((rate, name, True)) or found[rate, name, False])["losses"]
+
+
+def _perplexity(row: dict[str, Any] | None, dense: list[float]) -> str:
+    """The perplexity, and the paired standard error of its difference to the dense model's."""
+    if row is None:
+        return ""
+    value = math.exp(min(statistics.fmean(row["losses"]), 700))
+    error = value * difference(row["losses"], dense)[1]
+    return f"{value:.2f} ± {error:.2f}" if value < 1e4 else f"{value:.1e}"
+
+
+def _over(row: dict[str, Any] | None, ours: dict[str, Any]) -> str:
+    """The perplexity over annealed's with its paired standard error, in percent."""
+    if row is None or row is ours:
+        return ""
+    log_ratio, error = difference(row["losses"], ours["losses"])
+    return f"{100 * math.expm1(log_ratio):+.1f} ± {100 * error:.1f}%" if log_ratio < 2 else "> 7 times"
+
+
+def difference(losses: list[float], other: list[float]) -> tuple[float, float]:
+    """Mean difference of the windows' losses (nats a token), and its paired standard error."""
+    pairs = [a - b for a, b in zip(losses, other, strict=True)]
+    return statistics.fmean(pairs), statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
+
+
+def annealing(values: dict[str, Any]) -> str:
+    """Speed of the annealed encoder, as scripts/bench_annealed.py wrote it."""
+    ours = next(r for r in values["methods"] if r["method"] == "annealed, balanced")
+    rows = [
+        [
+            row["method"],
+            f"{row['weights'] / row['seconds'] / 1e6:.2f}",
+            f"{row['whole_model_seconds']:.0f}",
+            f"{row['seconds'] / ours['seconds']:.2f}",
+        ]
+        for row in values["methods"]
+    ]
+    first = table(["method", "M weights/s", f"seconds for {values['model']}", "over balanced"], rows)
+    sizes = [
+        [
+            f"{r['weights'] / 1e6:.1f}",
+            str(r["columns"]),
+            f"{r['seconds']:.1f}",
+            f"{r['weights'] / r['seconds'] / 1e6:.2f}",
+        ]
+        for r in values["sizes"]
+    ]
+    second = table(["million weights", "columns", "seconds (fast)", "M weights/s"], sizes)
+    found = values["shares"]
+    at_16 = 16 * found["a_point_ns"] / (16 * found["a_point_ns"] + found["rest_ns"])
+    share = (
+        f"A sweep takes {found['a_point_ns']:.2f} ns a weight for each point of the codebook, and {found['rest_ns']:.1f} ns "
+        f"for transforms and passes over memory: at 16 points the soft assignment is {at_16:.0%} of it."
+    )
+    return f"{first}\n\n{second}\n\n{share} Machine: {place(values['machine'])}, {values['bits']} bits."
 
 
 def memory(values: dict[str, Any]) -> str:
@@ -103,8 +183,11 @@ def output(text: str) -> str:
 
 BLOCKS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "demo-output": ("demo.txt", output),
-    "quality-demo": ("quality-demo.json", quality),
-    "quality-smollm2": ("quality-smollm2.json", quality),
+    "errors": ("errors.json", errors),
+    "kinds": ("errors.json", kinds),
+    "compared-smollm2": ("compare-smollm2.json", compared),
+    "compared-demo": ("compare-demo.json", compared),
+    "annealing": ("bench-annealed.json", annealing),
     "speed": ("bench-encode.json", speed),
     "memory": ("memory.json", memory),
 }

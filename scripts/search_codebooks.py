@@ -58,7 +58,7 @@ def start(kind: str, levels: int, effort: str) -> Schedule:
     searched = [e for e in schedules.load()["searched"] if e["kind"] == kind and e["levels"] > 2]
     known = [e for e in searched if e["effort"] == effort] or searched
     if effort == "best" and any(e["levels"] == levels for e in searched):
-        known = [e for e in searched if e["levels"] == levels]
+        known = [e for e in searched if e["levels"] == levels and e["effort"] == "balanced"] or known
     if not known:
         first, second = (0.96, 0.5) if kind == "ring" else (0.8, 0.3)
         return Schedule(first, second, 1.0, 0.35 * levels**1.8, 0.9, 0.57, 0.6)
