@@ -6,18 +6,18 @@ once, and a mistake is answered with the key's path, what was expected and the n
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.hints import nearest
 
 EncoderName = Literal["annealed", "greedy", "uniform", "kmeans"]
 BasisKind = Literal[
@@ -27,6 +27,7 @@ BasisKind = Literal[
     "signed_hadamard",
     "hadamard_dct",
     "signed_hadamard_dct",
+    "twice_signed_hadamard_dct",
     "signed_dct_ii",
     "signed_dct",
     "butterfly",
@@ -34,6 +35,13 @@ BasisKind = Literal[
     "givens",
     "qr",
 ]
+
+
+COMBINATION = "combination"  # the type of an error of values that are possible one by one
+LEVEL_LIMITS: dict[str, tuple[str, Callable[[int], bool], str]] = {  # setting: value, which level counts it can have
+    "init": ("peaks", lambda k: k & (k - 1) == 0, "a power of two, since peaks are sums of signed steps"),
+    "codebook": ("product", lambda k: k % 2 == 0, "an even number, since its points are pairs of equal u"),
+}
 
 
 class _Strict(BaseModel):
@@ -56,10 +64,9 @@ def _tuple(value: object) -> object:
 
 def _bits(value: object) -> object:
     """A number from 1 to 8; whole ones as integers."""
-    number = _number(value)
-    if type(number) is not float or not 1 <= number <= 8:
+    if type(value) not in (int, float) or not 1 <= value <= 8:  # type: ignore[operator]
         raise PydanticCustomError("bits", "a number from 1 to 8, whole or, as an average, a fraction such as 3.25")
-    return int(number) if number == int(number) else number
+    return int(value) if value == int(value) else value  # type: ignore[call-overload]
 
 
 Bits = Annotated[int | float, BeforeValidator(_bits)]
@@ -94,6 +101,19 @@ class EncoderConfig(_Strict):
     kmeans_iter: int = Field(300, ge=0, description="most iterations of k-means")
     kmeans_tol: Tolerance = Field(5e-6, description="relative movement of the centroids at which k-means stops")
     group_size: int = Field(128, ge=0, description="columns that share a scale in `uniform`; 0: one range a tensor")
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> EncoderConfig:
+        if not self.is_average and (reason := self.unfit(self.level_count)):
+            raise PydanticCustomError(COMBINATION, reason)
+        return self
+
+    def unfit(self, levels: int) -> str | None:
+        """Why the encoder cannot have so many centroids with these settings, as a sentence; None where it can."""
+        for key, (value, fits, needed) in LEVEL_LIMITS.items():
+            if key in READ_BY[self.encoder] and getattr(self, key) == value and not fits(levels):
+                return f"`{key}: {value}` cannot have {levels} levels, expected {needed}"
+        return None
 
     @property
     def level_count(self) -> int:
@@ -136,7 +156,7 @@ class LayerRule(BaseModel):
 
     def apply(self, base: EncoderConfig) -> EncoderConfig:
         """The settings of `base` with this rule's in their place; raises pydantic's ValidationError."""
-        return EncoderConfig.model_validate({**base.model_dump(), **(self.model_extra or {})})
+        return EncoderConfig.model_validate(_changed(base.model_dump(), self.model_extra or {}))
 
 
 class CompressConfig(EncoderConfig):
@@ -174,10 +194,10 @@ class CompressConfig(EncoderConfig):
         if self.on_no_convergence in ("encode", "keep"):
             return None
         encoder, _, bits = self.on_no_convergence.partition(":")
-        changes = {"encoder": encoder} | (
-            {"bits": int(bits)} if bits.isascii() and bits.isdecimal() else {"bits": bits} if bits else {}
-        )
-        return EncoderConfig.model_validate({**config.model_dump(), **changes})
+        changes: dict[str, Any] = {"encoder": encoder}
+        if bits:
+            changes["bits"] = int(bits) if bits.isascii() and bits.isdecimal() else bits
+        return EncoderConfig.model_validate(_changed(config.model_dump(), changes))
 
 
 def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> CompressConfig:
@@ -189,15 +209,31 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
         The file is missing or not YAML, or a key is unknown, of a wrong type, or has an impossible value.
     """
     values: dict[str, Any] = _read_yaml(path) if path else {}
-    source = str(path) if path else "settings"
+    source, flags = str(path) if path else "settings", overrides or {}
+    _check_size(values, f"{source}: ")
     _validated(values, source)
-    config = _validated({**values, **(overrides or {})}, "command line")
-    _check_read(config, overrides or {})
+    _check_size(flags, "command line: ")
+    config = _validated(_changed(values, flags), "command line")
+    _check_read(config, flags)
     return config
 
 
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` in their place; bits that are given anew take the place of levels, too."""
+    return {**values, **({"levels": None} if "bits" in changes else {}), **changes}
+
+
+def _check_size(values: Mapping[str, Any], where: str) -> None:
+    """Refuse bits and levels given side by side."""
+    if values.get("bits") is not None and values.get("levels") is not None:
+        raise KQuantError(
+            f"{where}`bits` is {values['bits']!r} and `levels` is {values['levels']!r}, expected one of the two: "
+            f"levels are in place of 2^bits"
+        )
+
+
 def _check_read(config: CompressConfig, flags: Mapping[str, Any]) -> None:
-    """Refuse a flag that no encoder of these settings reads."""
+    """Refuse a flag that nothing reads: no encoder of these settings, or bits that are no average."""
     settings = [config.base(), *(rule.apply(config.base()) for rule in config.layers)]
     settings += [fallback for c in settings if (fallback := config.fallback(c))]
     encoders = {c.encoder for c in settings}
@@ -208,6 +244,11 @@ def _check_read(config: CompressConfig, flags: Mapping[str, Any]) -> None:
                 f"command line: `{flag}` means nothing to the encoder {' or '.join(sorted(encoders))}; leave it out, "
                 f"or choose --encoder {' or '.join(readers)}"
             )
+    if "sensitivity" in flags and not any(c.is_average for c in settings):
+        raise KQuantError(
+            "command line: `sensitivity` means nothing where every matrix has the same bits; leave it out, or give "
+            "--bits an average such as 3.25"
+        )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -230,32 +271,48 @@ def _validated(values: Mapping[str, Any], source: str) -> CompressConfig:
     except ValidationError as error:
         raise KQuantError(f"{source}: {_explain(error)}") from None
     for i, rule in enumerate(config.layers):
+        given = rule.model_extra or {}
+        _check_size(given, f"{source}: layers.{i}: ")
         try:
-            rule.apply(config.base())
+            applied = rule.apply(config.base())
         except ValidationError as error:
             raise KQuantError(f"{source}: {_explain(error, f'layers.{i}.')}") from None
-    try:
-        config.fallback(config.base())
-    except ValidationError:
-        encoders = get_args(EncoderName)
-        raise KQuantError(
-            f"{source}: `on_no_convergence` is {config.on_no_convergence!r}, expected `encode`, `keep` or "
-            f"`ENCODER[:BITS]` with ENCODER one of {', '.join(encoders)} and BITS from 1 to 8"
-            + nearest(config.on_no_convergence.partition(":")[0], ["encode", "keep", *encoders])
-        ) from None
+        if applied.is_average and "bits" in given:
+            raise KQuantError(
+                f"{source}: `layers.{i}.bits` is {applied.bits}, expected whole bits: an average is over all matrices; "
+                f"give those of a rule whole bits, or levels"
+            )
+    _check_fallback(config, source)
     return config
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean `x`?' for the known words nearest to `word`, or ''."""
-    close = difflib.get_close_matches(word, list(known), n=2, cutoff=0.5)
-    return f"; did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
+def _check_fallback(config: CompressConfig, source: str) -> None:
+    """Refuse an `on_no_convergence` that is nothing, or that an average of bits cannot be kept with."""
+    answer = config.on_no_convergence
+    try:
+        config.fallback(config.base())
+    except ValidationError as error:
+        if error.errors()[0]["type"] == COMBINATION:
+            raise KQuantError(f"{source}: `on_no_convergence` is {answer!r}: {_explain(error)}") from None
+        encoders = get_args(EncoderName)
+        raise KQuantError(
+            f"{source}: `on_no_convergence` is {answer!r}, expected `encode`, `keep` or `ENCODER[:BITS]` with ENCODER "
+            f"one of {', '.join(encoders)} and BITS from 1 to 8, whole"
+            + nearest(answer.partition(":")[0], ["encode", "keep", *encoders])
+        ) from None
+    if config.is_average and answer != "encode":
+        raise KQuantError(
+            f"{source}: `on_no_convergence` is {answer!r}, expected `encode` where `bits` is an average "
+            f"({config.bits}): whatever else takes other bits than were allotted"
+        )
 
 
 def _explain(error: ValidationError, prefix: str = "") -> str:
     """The first mistake as one sentence."""
     first = error.errors()[0]
     path = prefix + ".".join(str(part) for part in first["loc"])
+    if first["type"] == COMBINATION:
+        return f"{path.removesuffix('.')}: {first['msg']}" if path else first["msg"]
     key, value = str(first["loc"][-1]) if first["loc"] else "", first["input"]
     if first["type"] == "extra_forbidden":
         known = EncoderConfig.model_fields if prefix else CompressConfig.model_fields

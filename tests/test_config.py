@@ -1,5 +1,6 @@
 """Settings: precedence, and a sentence for every kind of mistake."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,15 @@ def test_flags_override_yaml_overrides_defaults(yaml_file):
 
 def test_shipped_files():
     assert load_config(CONFIGS / "default.yaml") == CompressConfig()
-    assert load_config(CONFIGS / "paper-opt.yaml").max_iter == 200
-    assert load_config(CONFIGS / "paper-glue.yaml").max_iter == 6000
+    for name, iterations in (("paper-opt.yaml", 200), ("paper-glue.yaml", 6000)):
+        config = load_config(CONFIGS / name)
+        assert (config.max_iter, config.encoder, config.stats) == (iterations, "greedy", "none")
+
+
+def test_the_default_file_writes_out_every_setting():
+    text = (CONFIGS / "default.yaml").read_text()
+    for name in CompressConfig.model_fields:
+        assert re.search(rf"^(# )?{name}:", text, re.MULTILINE), name
 
 
 def test_layer_rules_the_later_wins(yaml_file):
@@ -38,6 +46,28 @@ def test_layer_rules_the_later_wins(yaml_file):
     assert config.for_matrix("model.0.fc2") == EncoderConfig(bits=7, basis="hadamard")
     assert config.for_matrix("model.0.fc1") == EncoderConfig(bits=5)
     assert config.for_matrix("model.0.q_proj") == EncoderConfig()
+
+
+def test_the_size_given_last_counts(yaml_file):
+    """Bits and levels say the same thing: a flag or a rule that gives one takes the place of the other."""
+    path = yaml_file("levels: 6\nlayers:\n- {match: a, bits: 5}\n- {match: b, levels: 3}\n")
+    config = load_config(path)
+    assert [config.for_matrix(name).level_count for name in "abc"] == [32, 3, 6]
+    assert load_config(path, {"bits": 2}).base().level_count == 4
+    assert load_config(yaml_file("bits: 5"), {"levels": 12}).base().level_count == 12
+    assert CompressConfig(levels=6, on_no_convergence="uniform:4").fallback(EncoderConfig(levels=6)).level_count == 16
+    assert CompressConfig(levels=6, on_no_convergence="uniform").fallback(EncoderConfig(levels=6)).level_count == 6
+
+
+def test_averages(yaml_file):
+    assert load_config(None, {"bits": 3.25}).is_average
+    whole = load_config(None, {"bits": 3.0})
+    assert not whole.is_average
+    assert type(whole.bits) is int  # as the settings in the manifest: 3 and 3.0 are the same run
+    config = load_config(yaml_file("bits: 2.5\nlayers:\n- {match: a, bits: 4}\n- {match: b, levels: 3}\n"))
+    assert [config.for_matrix(name).is_average for name in "abc"] == [False, False, True]
+    with pytest.raises(ValueError, match="average"):
+        config.base().level_count  # noqa: B018
 
 
 def test_exponents_as_people_write_them(yaml_file):
@@ -55,16 +85,54 @@ def test_fallback():
     ("text", "sentence"),
     [
         ("bit: 4", "`bit` is not a setting; did you mean `bits`"),
-        ("bits: 9", "`bits` is 9, expected less than or equal to 8"),
-        ("bits: 0", "`bits` is 0, expected greater than or equal to 1"),
-        ("bits: '4'", "`bits` is '4', expected an integer"),
-        ("bits: true", "`bits` is True, expected an integer"),
-        ("bits: 3.5", "`bits` is 3.5, expected an integer"),
+        ("bits: 9", "`bits` is 9, expected a number from 1 to 8, whole or, as an average, a fraction such as 3.25"),
+        ("bits: 0", "`bits` is 0, expected a number from 1 to 8"),
+        ("bits: 0.5", "`bits` is 0.5, expected a number from 1 to 8"),
+        ("bits: .nan", "`bits` is nan, expected a number from 1 to 8"),
+        ("bits: '4'", "`bits` is '4', expected a number from 1 to 8"),
+        ("bits: true", "`bits` is True, expected a number from 1 to 8"),
+        ("levels: 1", "`levels` is 1, expected greater than or equal to 2"),
+        ("levels: 257", "`levels` is 257, expected less than or equal to 256"),
+        ("levels: 5.5", "`levels` is 5.5, expected an integer"),
+        ("levels: '6'", "`levels` is '6', expected an integer"),
+        ("bits: 3\nlevels: 6", "`bits` is 3 and `levels` is 6, expected one of the two"),
+        (
+            "layers:\n- {match: a, bits: 3, levels: 6}",
+            "layers.0: `bits` is 3 and `levels` is 6, expected one of the two",
+        ),
+        ("layers:\n- {match: a, bits: 3.5}", "`layers.0.bits` is 3.5, expected whole bits"),
+        ("bits: 2.5\nlayers:\n- {match: a, bits: 3.5}", "`layers.0.bits` is 3.5, expected whole bits"),
+        ("effort: bst", "`effort` is 'bst', expected 'fast', 'balanced' or 'best'; did you mean `best`"),
+        ("codebook: rings", "did you mean `ring`?"),
+        ("side: output side", "`side` is 'output side', expected 'input' or 'output'; did you mean `output`?"),
+        ("stats: 3", "`stats` is 3, expected a string"),
+        ("encoder: greedy\ninit: peaks\nlevels: 6", "`init: peaks` cannot have 6 levels, expected a power of two"),
+        ("encoder: kmeans\ninit: peaks\nlevels: 12", "`init: peaks` cannot have 12 levels, expected a power of two"),
+        (
+            "init: peaks\nlayers:\n- {match: a, encoder: greedy, levels: 5}",
+            "layers.0: `init: peaks` cannot have 5 levels, expected a power of two",
+        ),
+        (
+            "init: peaks\nlevels: 6\non_no_convergence: kmeans",
+            "`on_no_convergence` is 'kmeans': `init: peaks` cannot have 6 levels, expected a power of two",
+        ),
+        ("codebook: product\nlevels: 5", "`codebook: product` cannot have 5 levels, expected an even number"),
+        (
+            "bits: 2.5\non_no_convergence: keep",
+            "`on_no_convergence` is 'keep', expected `encode` where `bits` is",
+        ),
+        (
+            "bits: 2.5\non_no_convergence: uniform:4",
+            "`on_no_convergence` is 'uniform:4', expected `encode` where",
+        ),
         ("tol: small", "`tol` is 'small', expected a number"),
         ("tol: -1", "`tol` is -1, expected greater than or equal to 0"),
         ("max_iter: 0", "`max_iter` is 0"),
         ("basis: dtc", "did you mean `dct`?"),
-        ("encoder: gredy", "`encoder` is 'gredy', expected 'greedy', 'uniform' or 'kmeans'; did you mean `greedy`?"),
+        (
+            "encoder: gredy",
+            "`encoder` is 'gredy', expected 'annealed', 'greedy', 'uniform' or 'kmeans'; did you mean `greedy`?",
+        ),
         ("rule: alternate", "did you mean `alternating`?"),
         ("form: rows", "`form` is 'rows', expected 'matrix' or 'vector'"),
         ("init: peak", "did you mean `peaks`?"),
@@ -74,6 +142,11 @@ def test_fallback():
         ("layers:\n- {bits: 3}", "`layers.0.match` is missing"),
         ("on_no_convergence: kep", "did you mean `keep`?"),
         ("on_no_convergence: uniform:9", "BITS from 1 to 8"),
+        (
+            "on_no_convergence: uniform:3.5",
+            "`on_no_convergence` is 'uniform:3.5', expected `encode`, `keep` or `ENCODER[:BITS]` with ENCODER one of "
+            "annealed, greedy, uniform, kmeans and BITS from 1 to 8, whole",
+        ),
         ("on_no_convergence: uniform:²", "BITS from 1 to 8"),
         ("1: 2", "`1` is not a setting"),
         ("false", "expected lines of `key: value`, found bool"),
@@ -101,10 +174,23 @@ def test_a_flag_that_the_encoder_does_not_read_is_refused():
     with pytest.raises(KQuantError, match="`basis` means nothing to the encoder uniform"):
         load_config(None, {"encoder": "uniform", "basis": "qr"})
     with pytest.raises(KQuantError, match="`group_size` means nothing to the encoder greedy"):
-        load_config(None, {"group_size": 64})
+        load_config(None, {"encoder": "greedy", "group_size": 64})
+    with pytest.raises(KQuantError, match=r"`max_iter` means nothing to the encoder annealed; .* --encoder greedy"):
+        load_config(None, {"max_iter": 64})
+    for flag, value in (("effort", "best"), ("codebook", "product"), ("side", "output")):
+        with pytest.raises(KQuantError, match=rf"`{flag}` means nothing to the encoder greedy; .* --encoder annealed"):
+            load_config(None, {"encoder": "greedy", flag: value})
     assert load_config(None, {"group_size": 64, "on_no_convergence": "uniform:4"}).group_size == 64
-    read = set.union(*READ_BY.values()) | {"encoder", "bits", "seed"}
+    read = set.union(*READ_BY.values()) | {"encoder", "bits", "levels", "seed"}
     assert read == set(EncoderConfig.model_fields)
+
+
+def test_sensitivities_are_for_averages(yaml_file):
+    for size in ({}, {"bits": 3}, {"levels": 6}):
+        with pytest.raises(KQuantError, match="`sensitivity` means nothing where every matrix has the same bits"):
+            load_config(None, {"sensitivity": "text.txt", **size})
+    assert load_config(None, {"sensitivity": "text.txt", "bits": 3.5}).sensitivity == "text.txt"
+    assert load_config(yaml_file("sensitivity: data-free"), {"bits": 3}).bits == 3  # the file may say what is not read
 
 
 def test_the_words_are_those_of_the_registries():

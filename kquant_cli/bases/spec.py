@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 from weakref import WeakValueDictionary
 
 from kquant_cli.bases.basis import Basis
 from kquant_cli.bases.registry import BASES
 from kquant_cli.errors import KQuantError
+from kquant_cli.hints import near
 
 KEPT = 4  # bases that stay in memory with nobody using them: `qr` of 8192 is 512 MB
 
@@ -27,8 +27,8 @@ class BasisSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in BASES:
-            near = get_close_matches(str(self.kind), BASES) or sorted(BASES)
-            raise KQuantError(f"unknown basis '{self.kind}': did you mean {' or '.join(repr(name) for name in near)}?")
+            meant = near(str(self.kind), BASES) or sorted(BASES)
+            raise KQuantError(f"unknown basis '{self.kind}': did you mean {' or '.join(map(repr, meant))}?")
         if not _is_whole(self.size) or self.size < 1:
             raise KQuantError(f"basis '{self.kind}' cannot have size {self.size!r}: a size is a whole number from 1 up")
         if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:

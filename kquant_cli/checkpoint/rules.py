@@ -7,7 +7,6 @@ dense. `--include` patterns add any other 2-D `*.weight`, `--exclude` patterns t
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fnmatch import fnmatchcase
 from kquant_cli.checkpoint.opening import Checkpoint
 from kquant_cli.checkpoint.tensors import TensorLike
 from kquant_cli.errors import KQuantError
+from kquant_cli.hints import near
 
 ENDING = ".weight"
 KEPT_DENSE = (
@@ -175,5 +175,5 @@ def _nearest(pattern: str, names: Sequence[str]) -> str:
     if (wider := f"*{pattern.strip('*')}*") != pattern and _any_match(names, wider):
         return f"; did you mean {wider!r}?"
     modules = [name.removesuffix(ENDING) for name in names]
-    near = difflib.get_close_matches(pattern.strip("*"), modules, n=3, cutoff=0.3)
-    return f"; the nearest names are {', '.join(near)}" if near else ""
+    close = near(pattern.strip("*"), modules, cutoff=0.3)
+    return f"; the nearest names are {', '.join(close)}" if close else ""

@@ -5,12 +5,12 @@ answers True where the step goes into v. The norms are numbers, or tensors with 
 elementwise. To add a rule, write its function and name it in `RULES`.
 """
 
-import difflib
 from collections.abc import Callable
 
 from torch import Tensor
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.hints import near
 
 Norm = float | Tensor
 Rule = Callable[[int, Norm, Norm], bool | Tensor]
@@ -32,8 +32,8 @@ RULES: dict[str, Rule] = {"greedy": greedy, "alternating": alternating}
 def find_rule(name: str) -> Rule:
     """The rule of that name; raises KQuantError with the nearest names for any other."""
     if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, cutoff=0.4) or sorted(RULES)
-        raise KQuantError(f"Unknown rule {name!r} of the decomposition: use {' or '.join(map(repr, near))}.")
+        meant = near(name, RULES, cutoff=0.4) or sorted(RULES)
+        raise KQuantError(f"Unknown rule {name!r} of the decomposition: use {' or '.join(map(repr, meant))}.")
     return RULES[name]
 
 

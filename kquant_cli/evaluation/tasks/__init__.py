@@ -1,6 +1,5 @@
 """The tasks of `kquant eval --task`: one registry, one line a task. A new task is a file here and its line below."""
 
-import difflib
 from typing import Final
 
 from kquant_cli.errors import KQuantError
@@ -14,6 +13,7 @@ from kquant_cli.evaluation.tasks.task import Task
 from kquant_cli.evaluation.tasks.text import TEXT
 from kquant_cli.evaluation.tasks.wikitext2 import WIKITEXT2
 from kquant_cli.evaluation.texts import DATA_FORMATS
+from kquant_cli.hints import near
 
 TASKS: Final[dict[str, Task]] = {
     "wikitext2": WIKITEXT2,
@@ -51,8 +51,8 @@ def _members(name: str) -> tuple[str, ...]:
     """The tasks that `name` stands for."""
     if name in _known():
         return GROUPS.get(name, (name,))
-    near = difflib.get_close_matches(name.lower(), _known(), cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the tasks are {', '.join(_known())}."
+    close = near(name.lower(), _known())
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the tasks are {', '.join(_known())}."
     raise KQuantError(f"task {name!r} is not known: {hint}")
 
 
