@@ -1,8 +1,9 @@
 """T = H (x) C: a Hadamard transform as far as the size allows, and a DCT across the rest; it has every size.
 
-    size = 2^k m, m odd;   H the scaled Sylvester matrix of order 2^k, C the `dct` basis of order m, dense
+    size = 2^k m, m odd;   H the scaled Sylvester matrix of order 2^k, C the `dct` basis of order m
     576 = 64 * 9,   768 = 256 * 3,   1536 = 512 * 3,   11008 = 256 * 43,   4096 = 4096 * 1
 
+C is a dense matrix up to `LARGEST_DENSE`; above, as for a vocabulary of 50257 = 1 * 50257, the transform of `dct`.
 The index of a vector is i = i_H m + i_C. The frame of the annealed encoder joins it with two draws of random signs,
 eps_1 and eps_2, the first and the second `size` signs that the seed gives (D_i = diag(eps_i)):
 
@@ -14,13 +15,14 @@ eps_1 and eps_2, the first and the second `size` signs that the seed gives (D_i 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.random import RandomState
 from torch import Tensor
 
-from kquant_cli.bases.dct import dct_matrix
+from kquant_cli.bases.dct import DCT, DCTTables, dct_matrix
 from kquant_cli.bases.draws import random_signs
 from kquant_cli.bases.groups import split_bits
 from kquant_cli.bases.hadamard import GROUP_BITS_CPU, GROUP_BITS_DEVICE, sylvester
@@ -29,6 +31,8 @@ from kquant_cli.bases.signed import SignsFirst, Tables
 
 if TYPE_CHECKING:
     from kquant_cli.bases.spec import BasisSpec
+
+LARGEST_DENSE = 512  # order of C up to which it is a dense matrix
 
 
 def power_and_order(size: int) -> tuple[int, int]:
@@ -46,14 +50,38 @@ def two_sign_draws(seed: int, size: int) -> tuple[Tensor, Tensor]:
 class HadamardDCT(KroneckerBasis):
     """The Kronecker product of Sylvester's matrix and the DCT."""
 
-    def make_tables(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-        """The factors of T, the leftmost first, each orthogonal."""
-        power, order = power_and_order(self.size)
-        largest = GROUP_BITS_CPU if device.type == "cpu" else GROUP_BITS_DEVICE
-        groups = split_bits(power.bit_length() - 1, largest)
+    def __init__(self, spec: BasisSpec) -> None:
+        super().__init__(spec)
+        power, self._order = power_and_order(spec.size)
+        self._bits = power.bit_length() - 1
+        self._dct = DCT(replace(spec, kind="dct", size=self._order)) if self._order > LARGEST_DENSE else None
+
+    def make_tables(self, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], DCTTables | None]:
+        """The dense factors of T, the leftmost first, each orthogonal; and what the transform of a large C reads."""
+        groups = split_bits(self._bits, GROUP_BITS_CPU if device.type == "cpu" else GROUP_BITS_DEVICE)
         factors = [torch.from_numpy(sylvester(bits)).double() / math.sqrt(2**bits) for bits in groups]
-        factors += [dct_matrix(order)] if order > 1 else []
-        return [factor.to(device, dtype) for factor in factors]
+        if self._dct is not None:
+            return [factor.to(device, dtype) for factor in factors], self._dct.tables(device, dtype)
+        factors += [dct_matrix(self._order)] if self._order > 1 else []
+        return [factor.to(device, dtype) for factor in factors], None
+
+    def rows(self, x: Tensor, tables: Any, adjoint: bool) -> Tensor:  # type: ignore[override]
+        """The dense factors, after the transform where there is one."""
+        factors, transform = tables
+        if self._dct is None:
+            return super().rows(x, factors, adjoint)
+        y = self._dct.rows(x.reshape(-1, self._order), transform, adjoint).view(x.shape)
+        return super().rows(y, factors, adjoint, inner=self._order)
+
+    def columns(self, x: Tensor, tables: Any, adjoint: bool) -> Tensor:
+        """The dense factors, then the transform where there is one, which takes rows of length m."""
+        factors, transform = tables
+        y = super().columns(x, factors, adjoint)
+        if self._dct is None:
+            return y
+        y = y.view(-1, self._order, x.shape[1]).transpose(1, 2)
+        z = self._dct.rows(y.reshape(-1, self._order), transform, adjoint).view(y.shape)
+        return z.transpose(1, 2).reshape(x.shape)
 
 
 class SignedHadamardDCT(SignsFirst):

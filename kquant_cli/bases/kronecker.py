@@ -20,9 +20,9 @@ class KroneckerBasis(GeneratedBasis):
         super().__init__(spec, note)
         self.block = block or spec.size
 
-    def rows(self, x: Tensor, tables: list[Tensor], adjoint: bool) -> Tensor:
-        """(r, blocks, f_1, f_2, ..., f_last): a product along each axis, the last first."""
-        shape, inner = x.shape, 1
+    def rows(self, x: Tensor, tables: list[Tensor], adjoint: bool, inner: int = 1) -> Tensor:
+        """(r, blocks, f_1, f_2, ..., f_last, inner): a product along each factor's axis, the last first."""
+        shape = x.shape
         for factor in reversed(tables):
             h = factor.T if adjoint else factor
             order = len(h)
@@ -31,7 +31,7 @@ class KroneckerBasis(GeneratedBasis):
         return x.view(shape)
 
     def columns(self, x: Tensor, tables: list[Tensor], adjoint: bool) -> Tensor:
-        """(blocks, f_1, f_2, ..., f_last, c): a product along each axis, the first first."""
+        """(blocks, f_1, f_2, ..., f_last, c): a product along each factor's axis, the first first."""
         shape, inner = x.shape, self.block
         for factor in tables:
             h = factor.T if adjoint else factor

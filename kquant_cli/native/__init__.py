@@ -1,7 +1,9 @@
 """Loops for the CPU in C++, compiled at their first use with the machine's compiler, and kept in the user's cache.
 
-Without a compiler nothing is lost but speed: whoever calls `library` has the same in torch. The file in the cache is
-named by the hash of source, compiler, options and processor, so that a home folder may serve several machines.
+Without a compiler nothing is lost but speed: whoever calls `library` has the same in torch. A file in the cache is
+named by the hash of source, compiler, options and processor, so that a home folder may serve several machines, and by
+the hash of what it holds: a file that is not whole is compiled anew. Where the cache cannot be written to, or nothing
+in it may be executed, the loops are compiled into a temporary folder, for this process alone.
 
     KQUANT_NATIVE=0   do without
     CXX               the compiler, instead of c++, g++ or clang++
@@ -15,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -27,20 +30,18 @@ COMPILERS = ("c++", "g++", "clang++")
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled loops, or None where there is no compiler (or KQUANT_NATIVE is 0)."""
+    """The compiled loops, or None where there is no compiler that can make them (or KQUANT_NATIVE is 0)."""
     if os.environ.get("KQUANT_NATIVE") == "0":
         return None
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
     if compiler is None:
         return None
-    text = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, *OPTIONS, *TUNED, _processor()])
-    built = cache_folder() / f"kquant-{sha256(text.encode()).hexdigest()[:16]}.so"
-    try:
-        if not built.exists():
-            _build(compiler, built)
-        return ctypes.CDLL(str(built))
-    except OSError:
-        return None
+    with suppress(subprocess.CalledProcessError):
+        with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home
+            return _load(compiler, cache_folder())
+        with suppress(OSError), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            return _load(compiler, Path(folder))  # what is loaded outlives its file
+    return None
 
 
 def cache_folder() -> Path:
@@ -48,18 +49,36 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kashin-quant"
 
 
-def _build(compiler: str, built: Path) -> None:
-    """Compile into a temporary file beside `built`, then rename it: another process never sees half a file."""
-    built.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-        part = Path(folder) / built.name
+def _load(compiler: str, folder: Path) -> ctypes.CDLL:
+    """The loops from `folder`, compiled into it where they are not there, or not whole.
+
+    Raises OSError where files cannot be read, written or loaded, CalledProcessError where the compiler fails.
+    """
+    text = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, *OPTIONS, *TUNED, _processor()])
+    stem = f"kquant-{_digest(text.encode())}"
+    for built in folder.glob(f"{stem}-*.so"):
+        if built.stem == f"{stem}-{_digest(built.read_bytes())}":
+            return ctypes.CDLL(str(built))
+        built.unlink(missing_ok=True)  # to load half a file can end the process
+    return ctypes.CDLL(str(_build(compiler, folder, stem)))
+
+
+def _build(compiler: str, folder: Path, stem: str) -> Path:
+    """Compile into a temporary file in `folder`, then rename it: another process never sees half a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        part = Path(temporary) / "part.so"
         for tuned in TUNED:
-            options = [*OPTIONS, *filter(None, [tuned])]
-            command = [compiler, *options, "-o", str(part), str(SOURCE)]
-            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-                part.replace(built)
-                return
-    raise OSError(f"{compiler} cannot compile {SOURCE}")
+            command = [compiler, *OPTIONS, *filter(None, [tuned]), "-o", str(part), str(SOURCE)]
+            run = subprocess.run(command, capture_output=True, check=False)
+            if run.returncode == 0:
+                break
+        run.check_returncode()
+        return part.replace(folder / f"{stem}-{_digest(part.read_bytes())}.so")
+
+
+def _digest(data: bytes) -> str:
+    return sha256(data).hexdigest()[:16]
 
 
 def _processor() -> str:

@@ -10,18 +10,21 @@ size of the weights, the float16 scales are relative to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from kquant_cli.bases import BasisSpec
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout, Record
-from kquant_cli.encoders.annealed.refit import SAMPLE, fit_scales, refit_codebook
+from kquant_cli.encoders.annealed.refit import fit_scales, refit_codebook
 from kquant_cli.encoders.annealed.schedule import HARD_SWEEPS, MOVING, SWEEPS, better_kind, find_schedule, points
 from kquant_cli.encoders.annealed.sweeps import Coupling, Sweeps, anneal, moving_positions
 from kquant_cli.encoders.clustering import root_mean_square
 
 CHUNK = 2**22  # weights annealed at a time: bounds the memory beside the weight itself
+SAMPLE = 2**21  # weights that the codebook's 2 K numbers are fitted to
 TRACED = 50  # numbers of the trace that are kept
 
 
@@ -36,51 +39,74 @@ def annealed_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
 
 
 def encode_annealed(weight: Tensor, config: EncoderConfig) -> EncodedMatrix:
-    """Encode `weight` (out_features, in_features); arithmetic is in float32."""
+    """Encode `weight` (out_features, in_features); arithmetic is in float32. Rows of zeros get the scale 0."""
     layout = annealed_layout((weight.shape[0], weight.shape[1]), config)
-    lines = weight if config.side == "input" else weight.T
+    by_row = config.side == "input"
+    lines = weight if by_row else weight.T
     size = lines.shape[1]
+    length = max(1, CHUNK // size)
     basis = BasisSpec("signed_hadamard_dct", size, config.seed).make()
     coupling = Coupling.of(size, config.seed, weight.device)
-    magnitude = root_mean_square(weight)
+    magnitude = _root_mean_square(lines.split(length))
     unit = torch.where(magnitude > 0, magnitude, 1)
 
     def coordinates(part: Tensor) -> Tensor:
         """Lines (n, size) in the coordinates of A, in units of the matrix's root mean square."""
-        return basis.adjoint((part / unit).float())
+        return basis.adjoint((part.contiguous() / unit).float())
 
-    sweeps = SWEEPS[config.effort]
-    kind = better_kind(config.level_count, config.effort) if config.codebook == "auto" else config.codebook
-    schedule = find_schedule(kind, config.level_count, config.effort)
-    codebook = points(kind, config.level_count, schedule)
-    moving = moving_positions(HARD_SWEEPS, size, MOVING, config.seed)
-    drive = Sweeps(codebook, schedule.betas(sweeps), schedule.momenta(sweeps), moving)
-    length = max(1, CHUNK // size)
-    parts = [anneal(_normalised(coordinates(part)), coupling, drive) for part in lines.split(length)]
-    codes = torch.cat([found for found, _ in parts])
-    shares = torch.tensor([len(part) / len(lines) for part in lines.split(length)])
-    trace = (torch.stack([trace for _, trace in parts]).cpu() * shares[:, None]).sum(dim=0).sqrt()
+    drive, codebook = _drive(config, size)
+    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    codes_of_lines = codes if by_row else codes.T
+    alive, trace = [], torch.zeros(len(drive.betas), device=weight.device)
+    for part, chosen in zip(lines.split(length), codes_of_lines.split(length), strict=True):
+        x = _normalised(coordinates(part))
+        found, errors = anneal(x, coupling, drive)
+        chosen.copy_(found)
+        trace += errors * (len(part) / len(lines))
+        alive.append(x.square().sum(dim=1) > 0)
 
-    step = -(-lines.numel() // SAMPLE)
-    codebook = refit_codebook(_normalised(coordinates(lines[::step])), codes[::step], coupling, codebook)
-    scales = [
-        fit_scales(coordinates(part), codebook[:, 0][chosen.long()] + coupling.apply(codebook[:, 1][chosen.long()]))
-        for part, chosen in zip(lines.split(length), codes.split(length), strict=True)
-    ]
+    # zeros, which a scale of 0 makes exact, must not draw the codebook to them
+    fitted = torch.cat(alive).nonzero().squeeze(1)
+    fitted = fitted[:: -(-len(fitted) * size // SAMPLE) or 1]
+    if len(fitted):
+        x = _normalised(coordinates(lines[fitted]))
+        codebook = refit_codebook(x, codes_of_lines[fitted], coupling, codebook)
+    codebook = codebook.to(weight.device)
+
+    scales = []
+    for part, chosen in zip(lines.split(length), codes_of_lines.split(length), strict=True):
+        u, v = (codebook[:, column][chosen.long()] for column in (0, 1))
+        scales.append(fit_scales(coordinates(part), u + coupling.apply(v)))
     scale = torch.cat(scales).half()
-    by_row = config.side == "input"
     return EncodedMatrix(
         layout,
-        codes if by_row else codes.T.contiguous(),
+        codes,
         codebook * unit.float(),
         scale=scale.unsqueeze(1) if by_row else None,
         col_scale=None if by_row else scale,
-        record=_record(config, codebook, trace),
+        record=_record(config, codebook, trace.sqrt()),
     )
 
 
+def _drive(config: EncoderConfig, size: int) -> tuple[Sweeps, Tensor]:
+    """What drives the annealing of lines of that size, and its codebook."""
+    levels, sweeps = config.level_count, SWEEPS[config.effort]
+    kind = better_kind(levels, config.effort) if config.codebook == "auto" else config.codebook
+    schedule = find_schedule(kind, levels, config.effort)
+    codebook = points(kind, levels, schedule)
+    moving = moving_positions(HARD_SWEEPS, size, MOVING, config.seed)
+    return Sweeps(codebook, schedule.betas(sweeps), schedule.momenta(sweeps), moving), codebook
+
+
+def _root_mean_square(parts: Sequence[Tensor]) -> Tensor:
+    """sqrt(mean w^2) (1, 1) of all entries of the parts, a part in memory at a time."""
+    sizes = torch.cat([root_mean_square(part.contiguous()) for part in parts], dim=1)
+    counts = torch.tensor([[part.numel() for part in parts]], dtype=sizes.dtype, device=sizes.device)
+    return root_mean_square(sizes * (counts / counts.mean()).sqrt())
+
+
 def _normalised(x: Tensor) -> Tensor:
-    """Rows of unit mean square; rows of zeros stay zeros."""
+    """Rows (n, size) of unit mean square; rows of zeros stay zeros."""
     size = x.square().mean(dim=1, keepdim=True).sqrt()
     return x / torch.where(size > 0, size, 1)
 

@@ -9,7 +9,6 @@ from kquant_cli.codebooks import sum_by_code
 from kquant_cli.encoders.annealed.sweeps import Coupling
 
 ROUNDS = 4  # u and v are nearly orthogonal, so that a few rounds of the alternation reach the joint optimum
-SAMPLE = 2**21  # weights that the codebook's 2 K numbers are fitted to
 
 
 def refit_codebook(x: Tensor, codes: Tensor, coupling: Coupling, codebook: Tensor) -> Tensor:
@@ -18,8 +17,7 @@ def refit_codebook(x: Tensor, codes: Tensor, coupling: Coupling, codebook: Tenso
     One column at a time, the other held: c_k is the mean of t = x - Q v over the positions with code k, and d_k that of
     s = Q^T (x - u). Points that no position has stay where they are.
     """
-    step = -(-x.numel() // SAMPLE)
-    x, chosen = x[::step], codes[::step].long()
+    chosen = codes.long()
     u, v = codebook.double().to(x.device).unbind(dim=1)
     for _ in range(ROUNDS):
         u = _means(x - coupling.apply(v.float()[chosen]), chosen, u)

@@ -65,11 +65,12 @@ def points(kind: str, levels: int, schedule: Schedule) -> torch.Tensor:
 
 
 def find_schedule(kind: str, levels: int, effort: str) -> Schedule:
-    """The searched numbers, interpolated where `levels` was not searched."""
+    """The searched numbers, interpolated where `levels` was not searched; beyond all that were, those of the last."""
     known = _searched()[kind, effort]
     counts = sorted(known)
-    if levels in known or levels <= counts[0] or levels >= counts[-1]:
-        return known[min(max(levels, counts[0]), counts[-1])] if levels not in known else known[levels]
+    levels = min(max(levels, counts[0]), counts[-1])
+    if levels in known:
+        return known[levels]
     above = bisect_left(counts, levels)
     low, high = counts[above - 1], counts[above]
     share = math.log(levels / low) / math.log(high / low)
@@ -90,9 +91,20 @@ def better_kind(levels: int, effort: str) -> str:
     """The kind of codebook with less error: rings, but products where the rate asks for more sweeps than there are."""
     if levels % 2:
         return "ring"
-    errors = {kind: searched_errors(effort, kind) for kind in ("ring", "product")}
-    nearest = min(errors["product"], key=lambda known: abs(math.log(known / levels)))
-    return min(errors, key=lambda kind: errors[kind].get(nearest, math.inf))
+    errors = {kind: _expected_error(searched_errors(effort, kind), levels) for kind in ("ring", "product")}
+    return min(errors, key=lambda kind: errors[kind])
+
+
+def _expected_error(errors: dict[int, float], levels: int) -> float:
+    """The error at `levels`, linear in logarithms between searched counts; infinite beyond them."""
+    if levels in errors:
+        return errors[levels]
+    below, above = [k for k in errors if k < levels], [k for k in errors if k > levels]
+    if not below or not above:
+        return math.inf
+    low, high = max(below), min(above)
+    share = math.log(levels / low) / math.log(high / low)
+    return errors[low] ** (1 - share) * errors[high] ** share
 
 
 @cache

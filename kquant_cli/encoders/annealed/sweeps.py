@@ -31,7 +31,7 @@ from numpy.random import RandomState
 from torch import Tensor
 
 from kquant_cli.bases import Basis, BasisSpec
-from kquant_cli.bases.hadamard_dct import power_and_order, two_sign_draws
+from kquant_cli.bases.hadamard_dct import LARGEST_DENSE, power_and_order, two_sign_draws
 from kquant_cli.encoders.annealed.soft import average
 from kquant_cli.native import library
 from kquant_cli.threads import for_each
@@ -42,7 +42,7 @@ ELEMENTS = {"cpu": 2**18, "cuda": 2**25}  # that go through torch's operations a
 
 @dataclass(frozen=True)
 class Sweeps:
-    """What drives the annealing: codebook (K, 2), betas and momenta (sweeps,), moving (hard, size) bool."""
+    """What drives the annealing: codebook (K, 2), betas and momenta (sweeps,), moving (hard, size) bool; on the CPU."""
 
     codebook: Tensor
     betas: Tensor
@@ -83,7 +83,9 @@ def anneal(x: Tensor, coupling: Coupling, drive: Sweeps) -> tuple[Tensor, Tensor
 
     The trace is the mean over the rows of |x - u - Q v|^2 / size in the course of each sweep, u and v averages.
     """
-    if x.device.type == "cpu" and (compiled := library()) is not None:
+    x = x.contiguous()  # as the kernels want it
+    small = power_and_order(coupling.size)[1] <= LARGEST_DENSE
+    if x.device.type == "cpu" and small and (compiled := library()) is not None:
         return _anneal_compiled(compiled, x, coupling, drive)
     rows = max(1, ELEMENTS.get(x.device.type, ELEMENTS["cpu"]) // coupling.size)
     parts = [_anneal_torch(part, coupling, drive) for part in x.split(rows)]
@@ -102,11 +104,11 @@ def _anneal_torch(x: Tensor, coupling: Coupling, drive: Sweeps) -> tuple[Tensor,
         s = coupling.adjoint(x - extrapolated)
         v, extrapolated = average(t, s, codebook, 1, beta, momentum, v)
         t = x - coupling.apply(extrapolated)
-    codes = nearest_codes(t, s, codebook)
+    codes = nearest_codes(t, s, drive.codebook)
     t, s, least = _fields(x, codes, coupling, codebook)
     best = codes
     for moving in drive.moving.to(x.device):
-        codes = torch.where(moving, nearest_codes(t, s, codebook), codes)
+        codes = torch.where(moving, nearest_codes(t, s, drive.codebook), codes)
         t, s, errors = _fields(x, codes, coupling, codebook)
         best = torch.where((errors < least).unsqueeze(1), codes, best)
         least = torch.minimum(errors, least)
@@ -121,7 +123,10 @@ def _fields(x: Tensor, codes: Tensor, coupling: Coupling, codebook: Tensor) -> t
 
 
 def nearest_codes(t: Tensor, s: Tensor, codebook: Tensor) -> Tensor:
-    """The index (rows, size), int64, of the point nearest to each (t, s); of equals the first."""
+    """The index (rows, size), int64, of the point nearest to each (t, s); of equals the first.
+
+    The codebook is best on the host: its numbers are read one by one.
+    """
     best = torch.full_like(t, -torch.inf)
     codes = torch.zeros_like(t, dtype=torch.int64)
     for k, (c, d) in enumerate(codebook.tolist()):
@@ -133,6 +138,7 @@ def nearest_codes(t: Tensor, s: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _anneal_compiled(compiled: ctypes.CDLL, x: Tensor, coupling: Coupling, drive: Sweeps) -> tuple[Tensor, Tensor]:
+    """Codes and trace of contiguous float32 rows on the CPU, in blocks of rows that the threads share."""
     size = coupling.size
     power, order = power_and_order(size)
     dense = BasisSpec("hadamard_dct", order).make().dense().float()
@@ -152,7 +158,6 @@ def _anneal_compiled(compiled: ctypes.CDLL, x: Tensor, coupling: Coupling, drive
         if failed:
             raise MemoryError(f"no memory to anneal rows of {size} columns")
 
-    x = x.contiguous()
     codes = torch.empty(x.shape, dtype=torch.uint8)
     trace = torch.empty(len(x), len(drive.betas))
     for_each(work, x.split(BLOCK), codes.split(BLOCK), trace.split(BLOCK), device=x.device)
