@@ -22,6 +22,14 @@ def dct_matrix(size):
     return scipy.fft.dct(np.eye(size), axis=0, norm="ortho").T
 
 
+def hadamard_dct_matrix(size):
+    """Sylvester's matrix of the largest power of two in the size, and the DCT of the odd rest: i = i_H m + i_C."""
+    order = size
+    while order % 2 == 0:
+        order //= 2
+    return np.kron(scipy.linalg.hadamard(size // order), dct_matrix(order)) / np.sqrt(size // order)
+
+
 def rotate(q, i, j, angle):
     """Turn the rows i and j of q."""
     q[[i, j]] = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ q[[i, j]]
@@ -95,6 +103,43 @@ def test_signed_hadamard_is_signs_then_transform(size):
     assert_is(make_basis("signed_hadamard", size, SEED), signs(size)[:, None] * h)
 
 
+@pytest.mark.parametrize("size", [*SIZES, 6, 20, 48, 576, 1026, 1155, 2178])
+def test_hadamard_dct_and_its_two_draws_of_signs(size):
+    """Orders from 1 to 1155: those above 512 take another path, and so do rows and columns, each way."""
+    t = hadamard_dct_matrix(size)
+    draws = RandomState(SEED)
+    first, second = (np.where(draws.random_sample(size) < 0.5, 1.0, -1.0) for _ in range(2))
+    matrices = {
+        "hadamard_dct": t,
+        "signed_hadamard_dct": first[:, None] * t,
+        "twice_signed_hadamard_dct": first[:, None] * t @ (second[:, None] * t.T),
+    }
+    x = RandomState(1).standard_normal((3, size))
+    for kind, q in matrices.items():
+        basis = make_basis(kind, size, SEED)
+        assert basis.note == ""
+        for y, dim in ((torch.from_numpy(x), 1), (torch.from_numpy(x.T.copy()), 0), (torch.from_numpy(x.T), 0)):
+            along = np.moveaxis(y.numpy(), dim, 1)
+            np.testing.assert_allclose(basis.apply(y, dim).movedim(dim, 1), along @ q.T, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(basis.adjoint(y, dim).movedim(dim, 1), along @ q, rtol=0, atol=1e-12)
+
+
+def test_hadamard_dct_of_11008_is_separable():
+    """256 * 43: the transform of an outer product is the outer product of transforms; the matrix would be 1 GB."""
+    a, b = RandomState(2).standard_normal(256), RandomState(3).standard_normal(43)
+    draws = RandomState(SEED)
+    first, second = (np.where(draws.random_sample(11008) < 0.5, 1.0, -1.0) for _ in range(2))
+    h, c = scipy.linalg.hadamard(256) / 16, dct_matrix(43)
+    x = torch.from_numpy(np.outer(a, b).ravel())
+    expected = np.outer(h @ a, c @ b).ravel()
+    back = np.outer(h.T @ a, c.T @ b).ravel()
+    np.testing.assert_allclose(make_basis("hadamard_dct", 11008).apply(x), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(make_basis("signed_hadamard_dct", 11008, SEED).apply(x), first * expected, atol=1e-12)
+    twice = make_basis("twice_signed_hadamard_dct", 11008, SEED).apply(x).numpy()
+    middle = (second * back).reshape(256, 43)
+    np.testing.assert_allclose(twice, first * (h @ middle @ c.T).ravel(), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_signed_dct_ii_is_signs_then_transform(size):
     assert_is(make_basis("signed_dct_ii", size, SEED), signs(size)[:, None] * dct_matrix(size))
@@ -147,7 +192,13 @@ def test_qr(size):
     assert_is(make_basis("qr", size, SEED), qr_matrix(size))
 
 
-@pytest.mark.parametrize("kind", ["signed_hadamard", "signed_dct_ii", "signed_dct", "butterfly", "householder", "qr"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("signed_hadamard", "signed_hadamard_dct", "twice_signed_hadamard_dct"),
+        *("signed_dct_ii", "signed_dct", "butterfly", "householder", "qr"),
+    ],
+)
 def test_a_random_basis_spreads_one_coordinate_over_all(kind):
     options = {"count": 256} if kind == "householder" else {}  # a few reflections hardly move a coordinate
     basis = make_basis(kind, 256, SEED, **options)

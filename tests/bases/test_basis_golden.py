@@ -57,6 +57,51 @@ APPLIED = {  # Q (1, 2, ..., size) for seed 11
     "signed_dct": [1.2111456180001685, 1.6583592135001266, 3.0, 4.341640786499874, 4.788854381999831],
 }
 
+COSINES = {  # Q (cos 1, cos 2, ..., cos 12) for seed 11, by numpy and scipy
+    "hadamard_dct": [
+        -0.1738429295460358,
+        -0.017664769227822674,
+        0.019592485148643216,
+        -0.2522221460036971,
+        2.317134352679331,
+        0.3486310606231375,
+        0.0025496294085485816,
+        -0.023423137035170627,
+        -0.0035241949169887987,
+        -0.34944317918731926,
+        -0.03550810570611118,
+        0.039383024183961335,
+    ],
+    "signed_hadamard_dct": [
+        -0.1738429295460358,
+        -0.017664769227822674,
+        0.019592485148643216,
+        0.2522221460036971,
+        2.317134352679331,
+        0.3486310606231375,
+        0.0025496294085485816,
+        -0.023423137035170627,
+        0.0035241949169887987,
+        0.34944317918731926,
+        0.03550810570611118,
+        0.039383024183961335,
+    ],
+    "twice_signed_hadamard_dct": [
+        1.1465167425348912,
+        0.16274025182964227,
+        -0.4344840982468717,
+        1.0181131032164792,
+        -0.10813464517960808,
+        0.5449947659843208,
+        0.9774372350760201,
+        0.054656256900891154,
+        0.7383013194651391,
+        0.8234939943397876,
+        0.0033754572984952547,
+        0.8087254551559789,
+    ],
+}
+
 
 def test_draws():
     assert random_signs(RandomState(7), 16).tolist() == [1, -1, 1, -1, -1, -1, -1, 1, 1, 1, -1, -1, 1, 1, 1, -1]
@@ -79,6 +124,13 @@ def test_bases(kind):
     expected = torch.tensor(APPLIED[kind], dtype=torch.float64)
     basis = make_basis(kind, len(expected), seed=11)
     torch.testing.assert_close(basis.apply(RAMP[: len(expected)]), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", COSINES)
+def test_bases_on_cosines(kind):
+    """A ramp would be changed little by the pair of Hadamard and DCT: it is a sum of one for each part of the index."""
+    expected = torch.tensor(COSINES[kind], dtype=torch.float64)
+    torch.testing.assert_close(make_basis(kind, 12, seed=11).apply(RAMP.cos()), expected, rtol=0, atol=1e-12)
 
 
 def test_paley_12():

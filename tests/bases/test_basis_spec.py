@@ -11,7 +11,10 @@ import torch
 from kquant_cli.bases import BASES, BasisSpec, make_basis
 from kquant_cli.errors import KQuantError
 
-RANDOM = ["signed_hadamard", "signed_dct_ii", "signed_dct", "butterfly", "householder", "givens", "qr"]
+RANDOM = [
+    *("signed_hadamard", "signed_hadamard_dct", "twice_signed_hadamard_dct", "signed_dct_ii", "signed_dct"),
+    *("butterfly", "householder", "givens", "qr"),
+]
 
 
 @pytest.mark.parametrize("kind", RANDOM)
@@ -21,7 +24,7 @@ def test_the_seed_decides_the_basis(kind):
     assert (first - other).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("kind", ["identity", "dct", "hadamard"])
+@pytest.mark.parametrize("kind", ["identity", "dct", "hadamard", "hadamard_dct"])
 def test_kinds_without_randomness(kind):
     assert torch.equal(make_basis(kind, 36, 1).dense(), make_basis(kind, 36, 2).dense())
 
@@ -116,5 +119,6 @@ def test_importing_the_bases_imports_torch_and_numpy_only():
 
 
 def test_registry_names():
-    expected = "identity dct hadamard signed_hadamard signed_dct_ii signed_dct butterfly householder givens qr"
+    expected = "identity dct hadamard signed_hadamard hadamard_dct signed_hadamard_dct twice_signed_hadamard_dct "
+    expected += "signed_dct_ii signed_dct butterfly householder givens qr"
     assert list(BASES) == expected.split()
