@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Peak resident set of `kquant compress` on a checkpoint with the shapes of OPT-1.3B, made of random float16 weights.
 
-    python scripts/peak_memory.py [--layers 24 48] [--max-iter 2] [--json FILE]
+    python scripts/peak_memory.py [--layers 24 48] [--encoder greedy] [--json FILE]
 
 The checkpoint is written as a stream into a temporary folder (5.3 GB for 48 layers) and compressed in a process of its
 own. The peak that the run states in its run.json is printed; it should not grow with the number of layers.
@@ -15,12 +15,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from results import machine, write_results
 
 from kquant_cli.tensorfile import TensorFileWriter
 
+QUICK = {  # iterations take time, not memory
+    "annealed": "effort: fast\n",
+    "greedy": "max_iter: 2\nkmeans_iter: 2\nrestarts: 1\nstats: none\n",
+}
 WIDTH, FEED_FORWARD, VOCABULARY, POSITIONS = 2048, 8192, 50272, 2050
 
 
@@ -46,18 +51,18 @@ def write_checkpoint(folder: Path, layers: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[24, 48])
-    parser.add_argument("--max-iter", type=int, default=2)
+    parser.add_argument("--encoder", default="greedy", choices=list(QUICK))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows = []
+    rows = earlier(args.json)
     for layers in args.layers:
         with tempfile.TemporaryDirectory() as tmp:
             source, bundle = Path(tmp) / "source", Path(tmp) / "bundle"
             source.mkdir()
             size = write_checkpoint(source, layers)
             command = [sys.executable, "-m", "kquant_cli", "compress", str(source), "-o", str(bundle)]
-            config = Path(tmp) / "quick.yaml"  # iterations take time, not memory
-            config.write_text(f"max_iter: {args.max_iter}\nkmeans_iter: {args.max_iter}\nrestarts: 1\n")
+            config = Path(tmp) / "quick.yaml"
+            config.write_text(f"encoder: {args.encoder}\n{QUICK[args.encoder]}")
             subprocess.run([*command, "--config", str(config)], check=True, stdout=subprocess.DEVNULL)
             run = json.loads((bundle / "run.json").read_text())
         rows.append(
@@ -66,11 +71,19 @@ def main() -> None:
                 "checkpoint_gb": size / 1e9,
                 "peak_gb": run["peak_memory_bytes"] / 1e9,
                 "seconds": run["seconds"],
-                "max_iter": args.max_iter,
+                "encoder": args.encoder,
             }
         )
         print(rows[-1], flush=True)
     write_results(args.json, {"machine": machine(), "rows": rows})
+
+
+def earlier(file: Path | None) -> list[dict[str, Any]]:
+    """The rows of earlier runs on such a machine, which this run adds to."""
+    if file is None or not file.exists():
+        return []
+    values = json.loads(file.read_text(encoding="utf-8"))
+    return values["rows"] if values["machine"] == machine() else []
 
 
 if __name__ == "__main__":

@@ -139,10 +139,16 @@ def annealing(values: dict[str, Any]) -> str:
 def memory(values: dict[str, Any]) -> str:
     """Peak memory, as scripts/peak_memory.py wrote it."""
     rows = [
-        [str(r["layers"]), f"{r['checkpoint_gb']:.2f} GB", f"{r['peak_gb']:.2f} GB", f"{r['seconds']:.0f}"]
+        [
+            r["encoder"],
+            str(r["layers"]),
+            f"{r['checkpoint_gb']:.2f} GB",
+            f"{r['peak_gb']:.2f} GB",
+            f"{r['seconds']:.0f}",
+        ]
         for r in values["rows"]
     ]
-    headings = ["layers", "checkpoint", "peak resident set", f"seconds (max-iter {values['rows'][0]['max_iter']})"]
+    headings = ["encoder", "layers", "checkpoint", "peak resident set", "seconds"]
     return f"{table(headings, rows)}\n\nMachine: {place(values['machine'])}."
 
 

@@ -96,7 +96,9 @@ def search(kind: str, levels: int, effort: str, generations: int) -> tuple[Sched
         if generation % 10 == 9:
             x = rows(count, 101 + generation)
     fresh = rows(max(64, count), 7)
-    found = [from_vector(strategy.mean), from_vector(strategy.result.xbest), begin]
+    found = [from_vector(strategy.mean), begin]
+    if generations:
+        found.append(from_vector(strategy.result.xbest))
     errors = [error(kind, levels, effort, schedule, fresh) for schedule in found]
     best = int(np.argmin(errors))
     return found[best], errors[best]
