@@ -36,8 +36,8 @@ def nf4(weight: Tensor, rate: float, group: int = 64) -> tuple[Tensor, float]:
     flat = torch.nn.functional.pad(weight.flatten(), (0, -weight.numel() % group)).view(-1, group)
     scale = flat.abs().amax(dim=1, keepdim=True).half().float()
     table = torch.tensor(NF4)
-    codes = nearest((flat / scale.clamp_min(1e-12)).reshape(-1, 1), table[:, None])
-    decoded = (table[codes.long()].view(flat.shape) * scale).flatten()[: weight.numel()].view(weight.shape)
+    codes = torch.bucketize(flat / scale.clamp_min(1e-12), (table[1:] + table[:-1]) / 2)
+    decoded = (table[codes] * scale).flatten()[: weight.numel()].view(weight.shape)
     return decoded, 4 * weight.numel() + 16 * len(scale)
 
 
@@ -54,12 +54,11 @@ def hqq(weight: Tensor, rate: float, group: int = 64) -> tuple[Tensor, float]:
 
 def lloyd_max_rotated(weight: Tensor, rate: float) -> tuple[Tensor, float]:
     """A random rotation of the rows, their scale, and the best scalar levels of a Gaussian."""
-    levels = lloyd_max(2 ** int(rate)).float()[:, None]
+    levels = lloyd_max(2 ** int(rate)).float()
     basis = BasisSpec("signed_hadamard_dct", weight.shape[1]).make()
     x = basis.adjoint(weight)
     scale = x.square().mean(dim=1, keepdim=True).sqrt()
-    codes = nearest((x / scale).reshape(-1, 1), levels)
-    decoded = levels[:, 0][codes.long()].view(x.shape)
+    decoded = levels[torch.bucketize(x / scale, (levels[1:] + levels[:-1]) / 2)]
     fitted = (x * decoded).sum(dim=1, keepdim=True) / decoded.square().sum(dim=1, keepdim=True)
     return basis.apply(decoded * fitted), int(rate) * weight.numel() + 16 * len(weight)
 

@@ -130,8 +130,9 @@ def annealing(values: dict[str, Any]) -> str:
     found = values["shares"]
     at_16 = 16 * found["a_point_ns"] / (16 * found["a_point_ns"] + found["rest_ns"])
     share = (
-        f"A sweep takes {found['a_point_ns']:.2f} ns a weight for each point of the codebook, and {found['rest_ns']:.1f} ns "
-        f"for transforms and passes over memory: at 16 points the soft assignment is {at_16:.0%} of it."
+        f"A sweep takes {found['a_point_ns']:.2f} ns a weight for each point of the codebook, and "
+        f"{found['rest_ns']:.1f} ns for transforms and passes over memory: at 16 points the soft assignment is "
+        f"{at_16:.0%} of it."
     )
     return f"{first}\n\n{second}\n\n{share} Machine: {place(values['machine'])}, {values['bits']} bits."
 
