@@ -44,6 +44,27 @@ class _Matrix(_Part):
     notes: list[str]
 
 
+class _Group(_Part):
+    members: list[str]
+
+
+class _Statistics(_Part):
+    source: str
+    tokens: int = 0
+    groups: list[_Group] = []
+
+
+class _Allotted(_Part):
+    levels: int
+
+
+class _Allocation(_Part):
+    target_bits: float
+    reached_bits: float
+    sensitivities: str
+    matrices: dict[str, _Allotted]
+
+
 class _Manifest(_Part):
     source: _Source
     totals: _Totals
@@ -51,6 +72,8 @@ class _Manifest(_Part):
     notes: list[str]
     settings: dict[str, Any]
     versions: dict[str, Any]
+    statistics: _Statistics | None = None  # bundles made before there were statistics have none
+    allocation: _Allocation | None = None
 
 
 def check_manifest(file: Path, manifest: Mapping[str, Any]) -> None:

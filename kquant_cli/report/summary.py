@@ -18,7 +18,8 @@ def summarise(bundle: Bundle) -> dict[str, Any]:
     `bits_per_weight`: stored bits (codes with padding, codebooks, scales) over encoded weights;
     `bits_per_weight_model`: bits of all tensors over all parameters; `encoded_share`: encoded weights over all
     parameters; `ratio`: bytes of the source's tensors over the bundle's; `notes`: of the whole bundle, then the
-    distinct ones of its layers; `results`: the evaluations kept beside it.
+    distinct ones of its layers; `results`: the evaluations kept beside it; `statistics`: what channel scales were
+    measured on, and `allocation`: the plan of an average of bits, None where the manifest has none.
 
     Raises
     ------
@@ -46,6 +47,8 @@ def summarise(bundle: Bundle) -> dict[str, Any]:
         "notes": list(dict.fromkeys([*manifest["notes"], *(note for layer in layers for note in layer["notes"])])),
         "settings": manifest["settings"],
         "versions": manifest["versions"],
+        "statistics": manifest.get("statistics"),
+        "allocation": manifest.get("allocation"),
         "run": _run(bundle.path / RUN),
         "results": kept_results(bundle.path),
     }

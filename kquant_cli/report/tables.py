@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -15,10 +16,11 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def layer_table(summary: Mapping[str, Any]) -> Table:
-    """A row a layer: shape, encoder (where they differ), iterations, |u|_inf, |v|_inf, relative error, bits, trace."""
+    """A row a layer: shape, encoder and levels where they differ, iterations, |u|_inf, |v|_inf, error, bits, trace."""
     layers = summary["layers"]
     encoders = {layer["name"]: _encoder(layer) for layer in layers}
     mixed = len(set(encoders.values())) > 1
+    many = len(_histogram(layers)) > 1
     prefix = common_prefix([layer["name"] for layer in layers])
     title = f"{summary['bundle']}: {prefix + '*' if prefix else 'layers'}"
     title += "" if mixed else f", {next(iter(encoders.values()), '')}"
@@ -26,7 +28,7 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("layer", overflow="fold")
     for heading in ("shape", *(["encoder"] if mixed else [])):
         table.add_column(heading, no_wrap=True)
-    for heading in ("steps", "|u|", "|v|", "error", "bits"):
+    for heading in (*(["levels"] if many else []), "steps", "|u|", "|v|", "error", "bits"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("residual", no_wrap=True)
     for layer in layers:
@@ -34,6 +36,7 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
             escape(layer["name"].removeprefix(prefix)),
             "×".join(map(str, layer["shape"])),
             *([encoders[layer["name"]]] if mixed else []),
+            *([str(layer.get("levels") or "")] if many else []),
             _steps(layer),
             _number(layer["u_max"]),
             _number(layer["v_max"]),
@@ -58,6 +61,15 @@ def totals_table(summary: Mapping[str, Any]) -> Table:
     )
     bits = f"{summary['bits_per_weight']:.3f} an encoded weight, {summary['bits_per_weight_model']:.3f} a parameter"
     table.add_row("bits", bits)
+    if len(counts := _histogram(summary["layers"])) > 1:
+        table.add_row(
+            "levels", ", ".join(f"{n} {'layer' if n == 1 else 'layers'} with {k}" for k, n in sorted(counts.items()))
+        )
+    if allocation := summary.get("allocation"):
+        reached = f"{allocation['reached_bits']:.4f} bits of {allocation['target_bits']:g}"
+        table.add_row("average", escape(f"{reached}, by sensitivities on {_tokens(allocation['sensitivities'])}"))
+    if statistics := summary.get("statistics"):
+        table.add_row("channel scaling", escape(_scaling(statistics)))
     sizes = f"{summary['source_bytes'] / 1e6:.2f} MB -> {summary['bytes'] / 1e6:.2f} MB"
     table.add_row("size", f"{sizes}, {summary['ratio']:.2f} times smaller")
     table.add_row("relative squared error", f"{summary['relative_squared_error']:.5f} (mean over encoded weights)")
@@ -92,6 +104,22 @@ def _encoder(layer: Mapping[str, Any]) -> str:
     if layer["encoder"] is None:
         return "dense"
     return f"{layer['encoder']}, {layer['basis']}" if layer["basis"] else str(layer["encoder"])
+
+
+def _histogram(layers: Sequence[Mapping[str, Any]]) -> Counter[int]:
+    """How many encoded layers have how many levels."""
+    return Counter(layer["levels"] for layer in layers if layer.get("levels") is not None)
+
+
+def _scaling(statistics: Mapping[str, Any]) -> str:
+    if statistics["source"] == "none":
+        return "none"
+    return f"{_tokens(statistics['source'])}, {len(statistics.get('groups', ()))} inputs"
+
+
+def _tokens(source: str) -> str:
+    """Where tokens come from, in words; a text by its name."""
+    return "random tokens" if source in ("random", "data-free") else source.partition(" (SHA-256")[0]
 
 
 def _steps(layer: Mapping[str, Any]) -> str:

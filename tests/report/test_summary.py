@@ -21,7 +21,8 @@ def whole(tmp_path_factory):
     """A bundle of a model whose feed-forward size, 34, has a Hadamard matrix in blocks only."""
     folder = tmp_path_factory.mktemp("summary")
     checkpoint = open_checkpoint(tiny_models.make("llama", folder / "model", intermediate_size=34))
-    pipeline.compress(make_plan(checkpoint, CompressConfig(basis="hadamard", max_iter=3)), folder / "bundle")
+    settings = CompressConfig(encoder="greedy", stats="none", basis="hadamard", max_iter=3)
+    pipeline.compress(make_plan(checkpoint, settings), folder / "bundle")
     return folder / "bundle"
 
 
@@ -61,6 +62,33 @@ def matrix(**values):
     return lambda manifest: next(iter(manifest["matrices"].values())).update(values)
 
 
+ALLOCATION = {"target_bits": 2.5, "reached_bits": 2.4, "sensitivities": "text [1].txt", "matrices": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (lambda m: m.pop("statistics"), None),
+        (lambda m: m.update(statistics=None, allocation=None), None),
+        (lambda m: m.update(statistics={"source": "none"}), "channel scaling none"),
+        (
+            lambda m: m.update(statistics={"source": "a [b].txt (SHA-256 12)", "groups": [{"members": []}] * 2}),
+            "channel scaling a [b].txt, 2 inputs",
+        ),
+        (lambda m: m.update(allocation=ALLOCATION), "average 2.4000 bits of 2.5, by sensitivities on text [1].txt"),
+    ],
+)
+def test_what_was_measured_is_shown_where_the_manifest_has_it(bundle, kquant, change, shown):
+    """Bundles made before there were statistics have none."""
+    change_manifest(bundle, change)
+    result = kquant("inspect", bundle)
+    assert result.code == 0
+    if shown is None:
+        assert "channel scaling" not in result.out
+    else:
+        assert shown in " ".join(result.out.split())
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -74,6 +102,13 @@ def matrix(**values):
         (matrix(relative_error=None), "relative_error"),
         (matrix(trace=[float("nan")]), "trace.0"),
         (lambda m: next(iter(m["matrices"].values())).pop("v_max"), "v_max"),
+        (lambda m: m.update(statistics="random"), "statistics"),
+        (lambda m: m.update(statistics={"tokens": 3}), "statistics.source"),
+        (lambda m: m.update(statistics={"source": "random", "groups": 3}), "statistics.groups"),
+        (lambda m: m.update(allocation=[]), "allocation"),
+        (lambda m: m.update(allocation={**ALLOCATION, "reached_bits": None}), "allocation.reached_bits"),
+        (lambda m: m.update(allocation={**ALLOCATION, "target_bits": "2.5"}), "allocation.target_bits"),
+        (lambda m: m.update(allocation={**ALLOCATION, "matrices": {"a": {}}}), "allocation.matrices.a.levels"),
     ],
 )
 def test_damaged_manifest(bundle, change, what):
