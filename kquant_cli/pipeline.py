@@ -22,7 +22,7 @@ import torch
 
 import kquant_cli
 from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle, write_json
-from kquant_cli.bundle.place import check_place, fresh, is_free, put_in_place, writing
+from kquant_cli.bundle.place import check_part, check_place, fresh, is_free, put_in_place, writing
 from kquant_cli.bundle.reader import open_bundle
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
@@ -31,11 +31,8 @@ from kquant_cli.encoded import EncodedMatrix, Record
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
 from kquant_cli.native import library
-from kquant_cli.plan import Job, Plan
+from kquant_cli.plan import Job, Plan, describe_texts
 from kquant_cli.preparation import Prepared, Stage, prepare
-from kquant_cli.statistics import describe_source
-
-WORDS = {"stats": ("random", "none"), "sensitivity": ("data-free",)}  # what is no file
 
 
 @dataclass(frozen=True)
@@ -72,11 +69,12 @@ def compress(
         identity, versions = _identity(plan), _versions(device)
         if not overwrite and not is_free(out) and _is_same(out, identity["fingerprint"]):
             return False
-        staging = Staging(out, " ".join([identity["fingerprint"], *versions.values()]))
-        if staging.discarded:
-            say(f"unfinished work with other settings or weights in {staging.folder} was thrown away")
+        check_part(out)
         prepared = prepare(plan, out, identity["source"]["sha256"], device=device, stage=stage, say=say)
         plan = prepared.plan
+        staging = Staging(out, " ".join([identity["fingerprint"], prepared.digest(), *versions.values()]))
+        if staging.discarded:
+            say(f"unfinished work with other settings or weights in {staging.folder} was thrown away")
         if prepared.allocation is not None:
             say(prepared.allocation.sentence())
         if slow := _slow(plan, device):
@@ -115,13 +113,9 @@ def _return_freed_memory() -> None:
 def _identity(plan: Plan) -> dict[str, Any]:
     """What the manifest says of settings and source, and the fingerprint of both."""
     settings, content = plan.config.model_dump(mode="json"), content_hash(plan.checkpoint)
-    texts = {k: describe_source(settings[k]) for k, word in WORDS.items() if settings[k] not in word}
-    identity = {
-        "settings": settings,
-        "source": content,
-        "format": FORMAT_VERSION,
-        **({"texts": texts} if texts else {}),
-    }
+    identity: dict[str, Any] = {"settings": settings, "source": content, "format": FORMAT_VERSION}
+    if texts := describe_texts(plan.config):
+        identity["texts"] = texts
     text = json.dumps(identity, sort_keys=True)
     source = {"name": plan.checkpoint.name, "revision": plan.checkpoint.revision, "sha256": content}
     return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, "source": source}

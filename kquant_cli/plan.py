@@ -12,8 +12,10 @@ from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
 from kquant_cli.config import CompressConfig, EncoderConfig
 from kquant_cli.encoders import check_basis, encoded_bytes
 from kquant_cli.errors import KQuantError
+from kquant_cli.statistics import describe_source
 
 CHANNEL_SCALE_BYTES = 2  # of an entry: float16
+WORDS = {"stats": ("random", "none"), "sensitivity": ("data-free",)}  # what is no file
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Plan:
     config: CompressConfig
     jobs: tuple[Job, ...]
     notes: tuple[str, ...]
+    scales_known: bool = False  # whether the jobs say which matrices store a channel scale
 
     @property
     def source_bytes(self) -> int:
@@ -68,6 +71,13 @@ class Plan:
         dense = self.source_bytes - sum(self.checkpoint.tensors[j.matrix.tensor].nbytes for j in self.jobs)
         return dense + sum(job.nbytes for job in self.jobs)
 
+    @property
+    def unknown_bytes(self) -> int:
+        """Bytes that channel scales may take beside, at most: which inputs are shared is known once they are seen."""
+        if self.scales_known or self.config.stats == "none":
+            return 0
+        return sum(CHANNEL_SCALE_BYTES * job.matrix.shape[1] for job in self.jobs)
+
 
 def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
     """Select the matrices and settle their settings.
@@ -75,7 +85,8 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
     Raises
     ------
     KQuantError
-        No matrix is selected, a pattern matches nothing, or a basis cannot have a size that it would need.
+        No matrix is selected, a pattern matches nothing, a basis cannot have a size that it would need, or a text is
+        not there.
     """
     selection = select_matrices(checkpoint, config.include, config.exclude)
     for rule in config.layers:
@@ -87,9 +98,16 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
     jobs = tuple(Job(matrix, config.for_matrix(matrix.name)) for matrix in selection.matrices)
     for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
         check_basis(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
+    describe_texts(config)
     taken = [str(name) for name in checkpoint.other_files if name.as_posix() in RESERVED]
     lost = (f"the source's {', '.join(taken)} is not copied: a bundle has its own",) if taken else ()
     return Plan(checkpoint, config, jobs, selection.notes + lost)
+
+
+def describe_texts(config: CompressConfig) -> dict[str, str]:
+    """The texts that the settings name, by the setting: name and SHA-256; KQuantError when one cannot be used."""
+    named = {key: str(getattr(config, key)) for key in WORDS}
+    return {key: describe_source(name, WORDS[key][0]) for key, name in named.items() if name not in WORDS[key]}
 
 
 def default_output(checkpoint: Checkpoint, config: CompressConfig) -> Path:

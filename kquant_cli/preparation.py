@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from math import log2
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kquant_cli.allocation import AllocationPlan, plan_levels
+from kquant_cli.allocation import LEVELS, AllocationPlan, plan_levels
 from kquant_cli.checkpoint import Checkpoint, Matrix
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
@@ -48,6 +49,15 @@ class Prepared:
     scales: Mapping[str, Tensor]  # the channel scale (in_features,) by the matrix's name
     statistics: dict[str, Any]  # for the manifest
     allocation: AllocationPlan | None
+
+    def digest(self) -> str:
+        """A hash of all that matrices are encoded with beside the settings: channel scales, and levels allotted."""
+        digest = sha256()
+        for job in self.plan.jobs:
+            digest.update(f"{job.matrix.name} {job.config.level_count} {job.scale_owner}\n".encode())
+            if (scale := self.scales.get(job.matrix.name)) is not None:
+                digest.update(scale.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def prepare(
@@ -85,6 +95,7 @@ def _with_scales(
 ) -> tuple[Plan, dict[str, Tensor], dict[str, Any]]:
     """The jobs with the modules that keep their channel scales, the scales, and what the manifest says of them."""
     config, jobs = plan.config, {job.matrix.name: job for job in plan.jobs}
+    plan = replace(plan, scales_known=True)
     if config.stats == "none":
         return plan, {}, {"source": "none"}
     try:
@@ -150,42 +161,49 @@ def _allocate(
     stage: Stage,
     say: Callable[[str], None],
 ) -> AllocationPlan:
-    """The level counts of the matrices whose bits are an average."""
+    """The level counts of all matrices within the average; those of a rule with bits or levels of its own stay."""
     from kquant_cli.allocation.cache import load_or_measure  # noqa: PLC0415 - imports transformers
+    from kquant_cli.statistics.skeleton import quiet  # noqa: PLC0415
 
     config = plan.config
-    jobs = {job.matrix.name: job for job in plan.jobs if job.config.is_average}
-    matrices = [job.matrix for job in jobs.values()]
+    jobs = {job.matrix.name: job for job in plan.jobs}
+    matrices = [job.matrix for job in plan.jobs]
     digest = sha256(f"{content} {config.seed} {torch.device(device).type}".encode())
     for matrix in matrices:
         digest.update(f"\n{matrix.name}\n".encode())
         if matrix.name in scales:
             digest.update(scales[matrix.name].cpu().numpy().tobytes())
-    sensitivities = load_or_measure(
-        plan.checkpoint,
-        matrices,
-        config.sensitivity,
-        file=out.with_name(out.name + ".sensitivity.json"),
-        fingerprint=digest.hexdigest(),
-        seed=config.seed,
-        device=device,
-        channel_scales={name: scale.float() for name, scale in scales.items()},
-        progress=lambda _name, done, total: stage("sensitivities of the layers", done, total),
-        say=lambda note: say(f"note: {note}"),
-    )
+    with quiet():
+        sensitivities = load_or_measure(
+            plan.checkpoint,
+            matrices,
+            config.sensitivity,
+            file=out.with_name(out.name + ".sensitivity.json"),
+            fingerprint=digest.hexdigest(),
+            seed=config.seed,
+            device=device,
+            channel_scales={name: scale.float() for name, scale in scales.items()},
+            progress=lambda _name, done, total: stage("sensitivities of the layers", done, total),
+            say=lambda note: say(f"note: {note}"),
+        )
 
     def nbytes(matrix: Matrix, levels: int) -> int:
         job = jobs[matrix.name]
         return replace(job, config=job.config.model_copy(update={"levels": levels})).nbytes
 
-    target = float(next(iter(jobs.values())).config.bits)
+    def possible(matrix: Matrix) -> tuple[int, ...]:
+        own = jobs[matrix.name].config
+        return tuple(k for k in LEVELS if not own.unfit(k)) if own.is_average else (own.level_count,)
+
+    errors, source = searched_errors(config.effort), config.sensitivity
     try:
         return plan_levels(
-            matrices, sensitivities, target, nbytes, source=config.sensitivity, table=searched_errors(config.effort)
+            matrices, sensitivities, float(config.bits), nbytes, source=source, levels=possible, table=errors
         )
     except ValueError as error:
         raise KQuantError(
-            f"--bits {target} is less than the smallest codes and their scales take; give more"
+            f"`bits` is {config.bits}, which is less than the fewest levels, with their codebooks and scales, take "
+            f"(rules for layers are kept); give more"
         ) from error
 
 
@@ -196,5 +214,8 @@ def _weight(checkpoint: Checkpoint, matrix: Matrix) -> Tensor:
 
 
 def _whole(config: EncoderConfig) -> EncoderConfig:
-    """The settings with a level count, where they have only an average."""
-    return config.model_copy(update={"levels": round(2**config.bits)}) if config.is_average else config
+    """The settings with a level count, the nearest where they have only an average."""
+    if not config.is_average:
+        return config
+    possible = (levels for levels in LEVELS if not config.unfit(levels))
+    return config.model_copy(update={"levels": min(possible, key=lambda levels: abs(log2(levels) - config.bits))})

@@ -6,7 +6,6 @@ section 4), and need no data. Models that give one distribution a sequence get m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from kquant_cli.evaluation.losses import vocabulary
 from kquant_cli.evaluation.texts import text_file
 from kquant_cli.evaluation.windows import maximum_window
 from kquant_cli.runtime import LoadedModel
+from kquant_cli.statistics.tokens import ordinary_ids
 
 DATA_FREE: Final = "data-free"
 SHORT: Final = 32  # tokens of a sequence where the model classifies sequences
@@ -53,23 +53,8 @@ def _length(model: Any, tokens: int) -> int:
 
 def _random_ids(model: Any, count: int, seed: int) -> torch.Tensor:
     """Uniform among all ids but those that the config names (padding, ends, images): they mean more than a word."""
-    size = vocabulary(model)
-    special = [i for i in _named_ids(model.config.to_dict()) if 0 <= i < size]
-    ordinary = torch.ones(size, dtype=torch.bool)
-    ordinary[special] = False
-    candidates = ordinary.nonzero().flatten() if ordinary.any() else torch.arange(size)
+    candidates = ordinary_ids(model.config, vocabulary(model))
     return candidates[torch.randint(len(candidates), (count,), generator=torch.Generator().manual_seed(seed))]
-
-
-def _named_ids(config: Mapping[str, Any]) -> list[int]:
-    """All values of keys such as pad_token_id and image_token_index, of parts of the config too."""
-    found: list[int] = []
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found += _named_ids(value)
-        elif str(key).endswith(("token_id", "token_index")):
-            found += [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
-    return found
 
 
 def _text_ids(loaded: LoadedModel, file: Path, count: int) -> torch.Tensor:

@@ -55,7 +55,9 @@ class AllocationPlan:
     def sentence(self) -> str:
         """How many matrices got how many levels."""
         counts = Counter(m.levels for m in self.matrices)
-        shown = ", ".join(f"{counts[levels]} matrices with {levels}" for levels in sorted(counts))
+        shown = ", ".join(
+            f"{n} {'matrix' if n == 1 else 'matrices'} with {levels}" for levels, n in sorted(counts.items())
+        )
         return f"levels: {shown}; {self.reached_bits:.4f} bits a weight of {self.target_bits}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -45,12 +45,8 @@ def open_part(out: Path, owner: str) -> tuple[Path, bool]:
     KQuantError
         The folder is there and is not ours.
     """
-    part, discarded = out.with_name(out.name + ".part"), False
+    part, discarded = check_part(out), False
     if part.exists():
-        if not (part / STATE).is_file():
-            raise KQuantError(
-                f"{part}: is needed for unfinished work, but is not kquant's; move it, or choose another -o"
-            )
         discarded = _owner(part / STATE) != owner
         if discarded:
             shutil.rmtree(part)
@@ -58,6 +54,14 @@ def open_part(out: Path, owner: str) -> tuple[Path, bool]:
         part.mkdir(parents=True)
         write_json(part / STATE, {"owner": owner})
     return part, discarded
+
+
+def check_part(out: Path) -> Path:
+    """The folder `<out>.part`, whether it is there or not; KQuantError when it is not ours."""
+    part = out.with_name(out.name + ".part")
+    if part.exists() and not (part / STATE).is_file():
+        raise KQuantError(f"{part}: is needed for unfinished work, but is not kquant's; move it, or choose another -o")
+    return part
 
 
 def fresh(part: Path) -> Path:

@@ -52,7 +52,7 @@ def compress(
     form: Annotated[str | None, _setting("Decompose at once (matrix) or row by row (vector).")] = None,
     max_iter: Annotated[int | None, _setting("Most iterations of a decomposition.")] = None,
     tol: Annotated[float | None, _setting("Relative residual that counts as converged.")] = None,
-    init: Annotated[str | None, _setting("Start of k-means: grid, kmeans++ or peaks.")] = None,
+    init: Annotated[str | None, _setting("Start of k-means: grid, kmeans++ or peaks (of 2^n levels).")] = None,
     restarts: Annotated[int | None, _setting("Starts of k-means, the best counts.")] = None,
     group_size: Annotated[int | None, _setting("Columns that share a scale in uniform; 0: one range a tensor.")] = None,
     seed: Annotated[int | None, _setting("Seed of the bases and of k-means++.")] = None,
@@ -64,7 +64,9 @@ def compress(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[bool, _output("Replace another bundle of that name.", "--overwrite")] = False,
-    dry_run: Annotated[bool, _output("Show the plan and the estimated size only.", "--dry-run")] = False,
+    dry_run: Annotated[
+        bool, _output("Show the plan and the size only; for an average of bits, after measuring.", "--dry-run")
+    ] = False,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", dir_okay=False, help="Write the summary (or the plan) as JSON.", rich_help_panel=OUTPUT),
@@ -72,9 +74,13 @@ def compress(
 ) -> None:
     """Compress a model, layer by layer. An interrupted run goes on when the same command runs again.
 
-    Example: kquant compress facebook/opt-1.3b --bits 4 --basis butterfly -o bundles/opt
+    Example: kquant compress facebook/opt-1.3b --bits 3.25 --effort best -o bundles/opt
+
+    The paper's encoder: kquant compress facebook/opt-1.3b --encoder greedy --stats none --basis butterfly
     """
     flags = {k: v for k, v in locals().items() if k not in NOT_SETTINGS and v is not None}
+    if bits is not None and float(bits).is_integer():
+        flags["bits"] = int(bits)  # as it was typed
     from kquant_cli.bundle import open_bundle
     from kquant_cli.checkpoint import open_checkpoint
     from kquant_cli.cli.progress import show_progress
@@ -95,7 +101,7 @@ def compress(
         console.print(_plan_table(values))
         share = f"{plan.weights:,} of {plan.parameters:,} parameters ({values['encoded_share']:.1%})"
         console.print(f"to be encoded: {share}", highlight=False)
-        console.print(f"size: {plan.source_bytes / 1e6:.2f} MB -> {plan.estimated_bytes / 1e6:.2f} MB", highlight=False)
+        console.print(f"size: {plan.source_bytes / 1e6:.2f} MB -> {_size(plan)}", highlight=False)
         for note in plan.notes:
             log.print(f"note: {note}", highlight=False, markup=False)
     else:
@@ -125,8 +131,16 @@ def _allocated(plan: Plan, out: Path, device: torch.device) -> Plan:
     with show_progress(plan, log) as (_, stage, say):
         prepared = prepare(plan, out, content_hash(plan.checkpoint), device=device, stage=stage, say=say)
     if prepared.allocation is not None:
-        console.print(prepared.allocation.sentence(), highlight=False)
+        console.print(prepared.allocation.sentence(), highlight=False, soft_wrap=True)
     return prepared.plan
+
+
+def _size(plan: Plan) -> str:
+    """The size of the bundle's tensors in words."""
+    size = f"{plan.estimated_bytes / 1e6:.2f} MB"
+    if not plan.unknown_bytes:
+        return size
+    return f"about {size} (with channel scales, which the run measures: {plan.unknown_bytes / 1e6:.3f} MB more at most)"
 
 
 def _plan(plan: Plan, out: Path) -> dict[str, Any]:
@@ -148,6 +162,7 @@ def _plan(plan: Plan, out: Path) -> dict[str, Any]:
         "encoded_share": plan.weights / plan.parameters,
         "source_bytes": plan.source_bytes,
         "estimated_bytes": plan.estimated_bytes,
+        "channel_scale_bytes_at_most": plan.unknown_bytes,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -32,15 +32,15 @@ class Source:
     text: str | None = None
 
 
-def open_source(stats: str) -> Source:
-    """Random tokens for "random", else the text file of that name.
+def open_source(stats: str, word: str = RANDOM) -> Source:
+    """Random tokens for "random", else the text file of that name; `word`: what a user calls random tokens here.
 
     Raises KQuantError when the file cannot be read, is not UTF-8, or is empty.
     """
-    if stats == RANDOM:
+    if stats == word:
         return Source(RANDOM, RANDOM)
     path = Path(stats)
-    expected = f"expected a UTF-8 text file, or {RANDOM!r} for random tokens"
+    expected = f"expected a UTF-8 text file, or {word!r} for random tokens"
     try:
         path = path.expanduser()
         content = path.read_bytes()
@@ -55,9 +55,9 @@ def open_source(stats: str) -> Source:
     return Source(str(path), f"{path.name} (SHA-256 {sha256(content).hexdigest()})", text)
 
 
-def describe_source(stats: str) -> str:
+def describe_source(stats: str, word: str = RANDOM) -> str:
     """What the numbers depend on: "random", or the name and the SHA-256 of the text; KQuantError as `open_source`."""
-    return open_source(stats).description
+    return open_source(stats, word).description
 
 
 def windows(source: Source, checkpoint: Checkpoint, model: Any, tokens: int, seed: int) -> Tensor:
@@ -85,17 +85,24 @@ def _longest(model: Any) -> int:
 def _random(model: Any, tokens: int, seed: int) -> Tensor:
     """Seeded uniformly random ids (tokens,), none of which the config calls special."""
     vocabulary = min(model.get_input_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
-    special = {*_special(model.config.to_dict()), *_special(model.config.get_text_config().to_dict())}
-    allowed = np.setdiff1d(np.arange(vocabulary), sorted(special))
-    if not len(allowed):
-        allowed = np.arange(vocabulary)
-    return torch.from_numpy(allowed[np.random.RandomState(seed).randint(0, len(allowed), size=tokens)])
+    allowed = ordinary_ids(model.config, vocabulary)
+    return allowed[torch.from_numpy(np.random.RandomState(seed).randint(0, len(allowed), size=tokens))]
 
 
-def _special(config: dict[str, Any]) -> Iterator[int]:
-    """The ids under names such as `eos_token_id` or `image_token_index`."""
+def ordinary_ids(config: Any, vocabulary: int) -> Tensor:
+    """The ids below `vocabulary` that a transformers config does not call special; all, if it calls all so."""
+    special = [number for number in _special(config.to_dict()) if 0 <= number < vocabulary]
+    ordinary = torch.ones(vocabulary, dtype=torch.bool)
+    ordinary[special] = False
+    return ordinary.nonzero().flatten() if ordinary.any() else torch.arange(vocabulary)
+
+
+def _special(config: Mapping[str, Any]) -> Iterator[int]:
+    """The ids under names such as `eos_token_id` or `image_token_index`, in parts of the config too."""
     for name, value in config.items():
-        if "_token_i" in name:
+        if isinstance(value, Mapping):
+            yield from _special(value)
+        elif "_token_i" in str(name):
             yield from (number for number in (value if isinstance(value, list) else [value]) if type(number) is int)
 
 

@@ -3,10 +3,12 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 import kquant_cli
+from kquant_cli.bundle import open_bundle
+from kquant_cli.config import CompressConfig
 
 KQUANT = (sys.executable, "-m", "kquant_cli")
-QUICK = ("--max-iter", 8, "--bits", 3)
+PAPER = ("--encoder", "greedy", "--stats", "none")
+QUICK = (*PAPER, "--max-iter", 8, "--bits", 3)
 
 
 @pytest.fixture
@@ -49,12 +54,24 @@ def test_default_output_and_newest(kquant, tiny_llama, tmp_path, monkeypatch):
     assert "newest bundle: bundles/tiny-llama-greedy-3bit" in shown.err
 
 
-def test_every_setting_reaches_the_bundle(kquant, tiny_llama, tmp_path):
-    flags = {
-        "encoder": "greedy", "bits": 2, "basis": "butterfly", "basis_count": 2, "rule": "alternating", "form": "vector",
-        "max_iter": 7, "tol": 0.001, "init": "peaks", "restarts": 2, "group_size": 64, "seed": 9,
-        "include": ["lm_head.weight"], "exclude": ["*.q_proj*"], "on_no_convergence": "uniform:5",
-    }  # fmt: skip
+PAPERS = {
+    "encoder": "greedy", "stats": "none", "bits": 2, "basis": "butterfly", "basis_count": 2, "rule": "alternating",
+    "form": "vector", "max_iter": 7, "tol": 0.001, "init": "peaks", "restarts": 2, "group_size": 64, "seed": 9,
+    "include": ["lm_head.weight"], "exclude": ["*.q_proj*"], "on_no_convergence": "uniform:5",
+}  # fmt: skip
+OURS = {
+    "encoder": "annealed",
+    "levels": 6,
+    "effort": "fast",
+    "codebook": "product",
+    "side": "output",
+    "stats": "random",
+}
+AVERAGE = {"bits": 2.5, "effort": "fast", "sensitivity": "data-free"}
+
+
+@pytest.mark.parametrize("flags", [PAPERS, OURS, AVERAGE], ids=["paper", "ours", "average"])
+def test_every_setting_reaches_the_bundle(kquant, tiny_llama, tmp_path, flags):
     args = []
     for key, value in flags.items():
         for item in value if isinstance(value, list) else [value]:
@@ -64,9 +81,14 @@ def test_every_setting_reaches_the_bundle(kquant, tiny_llama, tmp_path):
     assert {key: settings[key] for key in flags} == flags
 
 
+def test_every_setting_has_a_flag():
+    known = set(CompressConfig.model_fields) - {"kmeans_iter", "kmeans_tol", "layers"}  # those are for a file
+    assert known == set(PAPERS) | set(OURS) | set(AVERAGE)
+
+
 def test_flags_override_the_file(kquant, tiny_llama, tmp_path):
     (tmp_path / "c.yaml").write_text("bits: 5\nmax_iter: 4\n")
-    args = ("-o", tmp_path / "b", "--config", tmp_path / "c.yaml", "--bits", 2)
+    args = ("-o", tmp_path / "b", "--config", tmp_path / "c.yaml", *PAPER, "--bits", 2)
     assert kquant("compress", tiny_llama, *args).code == 0
     settings = json.loads((tmp_path / "b" / "kquant.json").read_text())["settings"]
     assert (settings["bits"], settings["max_iter"]) == (2, 4)
@@ -82,14 +104,78 @@ def test_dry_run_writes_nothing_and_is_right(kquant, tiny_llama, tmp_path):
     assert estimated == sum(t.numel() * t.element_size() for t in tensors.values())
 
 
+def test_dry_run_says_what_channel_scales_may_add(kquant, tiny_llama, tmp_path):
+    """Which layers share an input, and so a scale, is known only after measuring: the plan gives both ends."""
+    args = ("compress", tiny_llama, "-o", tmp_path / "b", "--effort", "fast")
+    plan = kquant(*args, "--dry-run", "--json", tmp_path / "plan.json")
+    values = json.loads((tmp_path / "plan.json").read_text())
+    assert "MB -> about" in plan.out
+    assert values["channel_scale_bytes_at_most"] == 2 * sum(layer["shape"][1] for layer in values["layers"])
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    assert kquant(*args).code == 0
+    stored = load_file(tmp_path / "b" / "model-00001-of-00001.safetensors")
+    size = sum(t.numel() * t.element_size() for t in stored.values())
+    scales = sum(t.numel() * t.element_size() for name, t in stored.items() if name.endswith("channel_scale"))
+    assert 0 < scales < values["channel_scale_bytes_at_most"]
+    assert size == values["estimated_bytes"] + scales
+    assert "about" not in kquant(*args, "--stats", "none", "--dry-run").out
+
+
+def test_dry_run_of_an_average_shows_what_each_matrix_gets(kquant, tiny_llama, tmp_path):
+    args = ("compress", tiny_llama, "-o", tmp_path / "b", "--effort", "fast", "--bits", 4.5)
+    plan = kquant(*args, "--dry-run", "--json", tmp_path / "plan.json")
+    assert plan.code == 0
+    assert not (tmp_path / "b").exists()
+    values = json.loads((tmp_path / "plan.json").read_text())
+    assert len({layer["levels"] for layer in values["layers"]}) > 1
+    for layer in values["layers"]:
+        name = layer["name"].removeprefix("model.layers.")
+        row = next(line.split() for line in plan.out.splitlines() if line.split()[:1] == [name])
+        assert row[3:] == [str(layer["levels"]), f"{layer['bytes']:,}"]
+    assert "bits a weight of 4.5" in plan.out
+    assert "about" not in plan.out
+    assert "Loading weights" not in plan.err  # the bars of transformers
+    done = kquant(*args)
+    assert done.code == 0
+    assert "statistics of the layers" not in done.err  # they were kept, and so were the sensitivities
+    assert "sensitivities of the layers" not in done.err
+    bundle = open_bundle(tmp_path / "b")
+    assert {name: layout.levels for name, layout in bundle.layouts.items()} == {
+        layer["name"]: layer["levels"] for layer in values["layers"]
+    }
+    assert values["estimated_bytes"] == sum(info.nbytes for info in bundle.infos.values())
+
+
+def test_inspect_of_an_average(kquant, tiny_llama, tmp_path):
+    args = ("compress", tiny_llama, "-o", tmp_path / "b", "--effort", "fast", "--bits", 4.5)
+    done = kquant(*args)
+    assert "bits a weight of 4.5" in done.err  # the plan is printed
+    shown = kquant("inspect", tmp_path / "b", "--json", tmp_path / "i.json")
+    assert shown.code == 0
+    values = json.loads((tmp_path / "i.json").read_text())
+    counts = Counter(layer["levels"] for layer in values["layers"])
+    for levels, count in counts.items():
+        assert f"{count} layer{'s' * (count > 1)} with {levels}" in shown.out
+    assert f"{values['bits_per_weight']:.4f} bits of 4.5, by sensitivities on random tokens" in shown.out
+    assert "channel scaling" in shown.out
+    assert "random tokens, 8 inputs" in shown.out
+    assert values["allocation"]["target_bits"] == 4.5
+    header = next(line for line in shown.out.splitlines() if line.split()[:1] == ["layer"])
+    assert "levels" in header.split()
+    for layer in values["layers"]:
+        name = layer["name"].removeprefix("model.layers.")
+        row = next(line.split() for line in shown.out.splitlines() if line.split()[:1] == [name])
+        assert row[2] == str(layer["levels"])
+
+
 def test_second_run_is_a_no_op(kquant, tiny_llama, bundle):
     again = kquant("compress", tiny_llama, "-o", bundle, *QUICK)
     assert again.code == 0
     assert "nothing to do" in again.err
-    other = kquant("compress", tiny_llama, "-o", bundle, "--bits", 2)
+    other = kquant("compress", tiny_llama, "-o", bundle, *PAPER, "--bits", 2)
     assert other.code == 2
     assert "--overwrite" in other.err
-    assert kquant("compress", tiny_llama, "-o", bundle, "--bits", 2, "--overwrite").code == 0
+    assert kquant("compress", tiny_llama, "-o", bundle, *PAPER, "--bits", 2, "--overwrite").code == 0
 
 
 def test_inspect(kquant, bundle, tmp_path):
@@ -113,6 +199,8 @@ def test_inspect(kquant, bundle, tmp_path):
         assert f"{layer['relative_error']:.4f}" in shown.out
         assert layer["name"].rpartition(".")[2] in shown.out
     assert values["not_converged"] == [layer["name"] for layer in values["layers"]]
+    assert re.search(r"channel scaling +none", shown.out)
+    assert "levels" not in shown.out  # they are the same for all
 
 
 def test_inspect_states_the_real_error(kquant, bundle, tiny_llama, tmp_path):
@@ -143,8 +231,34 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path, dtype):
         (("compress", "{tmp}/nowhere"), "nowhere"),
         (("compress", "{tmp}"), "config.json"),
         (("compress", "some-org/some-model"), "some-org/some-model"),
-        (("compress", "{model}", "--bits", "9"), "`bits` is 9, expected less than or equal to 8"),
+        (
+            ("compress", "{model}", "--bits", "9"),
+            "command line: `bits` is 9, expected a number from 1 to 8, whole or, as an average, a fraction",
+        ),
         (("compress", "{model}", "--bits", "0"), "`bits` is 0"),
+        (("compress", "{model}", "--levels", "300"), "`levels` is 300, expected less than or equal to 256"),
+        (("compress", "{model}", "--levels", "6", "--bits", "3"), "`bits` is 3 and `levels` is 6, expected one of"),
+        (
+            ("compress", "{model}", "--levels", "6", "--init", "peaks", "--encoder", "greedy"),
+            "`init: peaks` cannot have 6 levels, expected a power of two",
+        ),
+        (
+            ("compress", "{model}", "--effort", "best", "--encoder", "greedy"),
+            "`effort` means nothing to the encoder greedy",
+        ),
+        (("compress", "{model}", "--sensitivity", "data-free"), "`sensitivity` means nothing where"),
+        (("compress", "{model}", "--on-no-convergence", "uniform:3.5"), "`on_no_convergence` is 'uniform:3.5'"),
+        (
+            ("compress", "{model}", "--stats", "{tmp}/none.txt"),
+            "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'random'",
+        ),
+        (("compress", "{model}", "--stats", "{tmp}/none.txt", "--dry-run"), "none.txt cannot be read"),
+        (("compress", "{model}", "--stats", "/dev/null"), "/dev/null is empty: expected a UTF-8 text file"),
+        (
+            ("compress", "{model}", "--bits", "2.5", "--sensitivity", "{tmp}/none.txt"),
+            "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'data-free'",
+        ),
+        (("compress", "{model}", "--bits", "2.5", "--sensitivity", "/dev/null"), "/dev/null is empty: expected"),
         (("compress", "{model}", "--encoder", "gredy"), "did you mean `greedy`?"),
         (("compress", "{model}", "--basis", "hadamrd"), "did you mean `hadamard`"),
         (("compress", "{model}", "--config", "{tmp}/none.yaml"), "none.yaml"),
@@ -179,6 +293,9 @@ def test_help_and_version_are_light():
         "heavy = {'torch', 'transformers', 'sklearn', 'scipy', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
+    shown = subprocess.run([*KQUANT, "compress", "--help"], capture_output=True, text=True, check=True).stdout
+    for option in ("levels", "effort", "stats", "sensitivity", "codebook", "side"):
+        assert f"--{option} " in shown
     for args in ([], ["compress"], ["decompress"], ["inspect"], ["eval"], ["demo"]):
         done = subprocess.run([sys.executable, "-c", code, *args, "--help"], capture_output=True, text=True, check=True)
         assert "Example" in done.stdout
@@ -196,8 +313,7 @@ def test_live_display_on_a_terminal(tiny_llama, tmp_path):
         str(tiny_llama),
         "-o",
         str(tmp_path / "b"),
-        "--max-iter",
-        "3",
+        *("--effort", "fast"),
     ]
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
@@ -215,6 +331,7 @@ def test_live_display_on_a_terminal(tiny_llama, tmp_path):
     assert "━" in text
     assert "model.layers.1.self_attn.v_proj" in text
     assert "M weights/s" in text
+    assert "statistics of the layers' inputs" in text
 
 
 def test_interrupt_from_outside_and_go_on(tmp_path):
@@ -231,7 +348,7 @@ def test_interrupt_from_outside_and_go_on(tmp_path):
         "--max-iter",
         "400",
     ]
-    command += ["--tol", "0", "--form", "vector"]
+    command += [*PAPER, "--tol", "0", "--form", "vector"]
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it by default
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)  # noqa: PLW1509
     assert process.stderr is not None

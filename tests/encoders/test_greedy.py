@@ -12,7 +12,13 @@ from kquant_cli.encoders import encode, encoded_bytes
 from kquant_cli.encoders.clustering import signed_sums
 
 NO_ERROR = 1e-5
-ROWS = EncoderConfig(form="vector", rule="alternating")
+
+
+def greedy(**settings):
+    return EncoderConfig(**{"encoder": "greedy", **settings})
+
+
+ROWS = greedy(form="vector", rule="alternating")
 
 
 def gaussian(rows=96, columns=128, seed=0):
@@ -46,7 +52,7 @@ def paper_error(weight, bits, start_shape, max_iter=60):
 @pytest.mark.parametrize(("bits", "start_shape"), [(2, (2, 2)), (4, (4, 4)), (6, (8, 8))])
 def test_error_is_the_papers(bits, start_shape):
     weight = gaussian()
-    encoded = encode(weight, EncoderConfig(bits=bits, restarts=1))
+    encoded = encode(weight, greedy(bits=bits, restarts=1))
     expected = paper_error(weight, bits, start_shape)
     assert 0.95 * expected <= encoded.record.relative_error <= 1.01 * expected  # k-means may end in another optimum
     assert encoded.record.converged
@@ -56,7 +62,7 @@ def test_error_is_the_papers(bits, start_shape):
 
 def test_the_stated_error_is_that_of_decode():
     weight = gaussian(40, 56).float()
-    for config in (EncoderConfig(), EncoderConfig(form="vector"), EncoderConfig(encoder="uniform", bits=3)):
+    for config in (greedy(), greedy(form="vector"), EncoderConfig(encoder="uniform", bits=3)):
         encoded = encode(weight, config)
         error = float((encoded.decode(torch.float64) - weight).norm() / weight.norm())
         assert encoded.record.relative_error == pytest.approx(error, rel=1e-4)
@@ -65,9 +71,9 @@ def test_the_stated_error_is_that_of_decode():
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_exactly_2_to_the_bits_centroids(bits):
     for config in (
-        EncoderConfig(bits=bits),
-        EncoderConfig(bits=bits, init="peaks"),
-        EncoderConfig(bits=bits, form="vector"),
+        greedy(bits=bits),
+        greedy(bits=bits, init="peaks"),
+        greedy(bits=bits, form="vector"),
     ):
         encoded = encode(gaussian(32, 48), config)
         assert encoded.codebook.shape == (2**bits, 2)
@@ -75,7 +81,7 @@ def test_exactly_2_to_the_bits_centroids(bits):
 
 
 def test_more_bits_less_error():
-    errors = [encode(gaussian(), EncoderConfig(bits=bits)).record.relative_error for bits in range(1, 9)]
+    errors = [encode(gaussian(), greedy(bits=bits)).record.relative_error for bits in range(1, 9)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.06
 
@@ -85,23 +91,23 @@ def test_more_bits_less_error():
 @pytest.mark.parametrize("init", ["grid", "kmeans++", "peaks"])
 def test_every_combination_is_near_the_default(rule, form, init):
     """But a greedy choice row by row: some rows begin with u, others with v, and one codebook serves neither well."""
-    error = encode(gaussian(), EncoderConfig(rule=rule, form=form, init=init)).record.relative_error
-    expected = encode(gaussian(), EncoderConfig()).record.relative_error
+    error = encode(gaussian(), greedy(rule=rule, form=form, init=init)).record.relative_error
+    expected = encode(gaussian(), greedy()).record.relative_error
     assert (
         error < 2.2 * expected if (form, rule) == ("vector", "greedy") else error == pytest.approx(expected, rel=0.25)
     )
 
 
 def test_restarts_never_hurt_and_seeds_matter():
-    one = encode(gaussian(), EncoderConfig(bits=3, init="kmeans++", restarts=1))
-    more = encode(gaussian(), EncoderConfig(bits=3, init="kmeans++", restarts=4))
-    other = encode(gaussian(), EncoderConfig(bits=3, init="kmeans++", seed=5))
+    one = encode(gaussian(), greedy(bits=3, init="kmeans++", restarts=1))
+    more = encode(gaussian(), greedy(bits=3, init="kmeans++", restarts=4))
+    other = encode(gaussian(), greedy(bits=3, init="kmeans++", seed=5))
     assert more.record.relative_error <= one.record.relative_error * 1.01
     assert not torch.equal(one.codebook, other.codebook)
 
 
 def test_same_settings_same_bytes():
-    for config in (EncoderConfig(init="kmeans++"), EncoderConfig(basis="butterfly", seed=3)):
+    for config in (greedy(init="kmeans++"), greedy(basis="butterfly", seed=3)):
         first, second = (encode(gaussian().float(), config).to_tensors() for _ in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -114,12 +120,12 @@ def test_peaks_are_sums_of_the_first_steps():
 def test_two_valued_matrix_is_exact():
     """|R|_1 is largest where all magnitudes are equal: one step, two points, no error."""
     signs = gaussian().sign() * 0.3
-    encoded = encode(signs, EncoderConfig(bits=1, basis="dct"))
+    encoded = encode(signs, greedy(bits=1, basis="dct"))
     assert encoded.record.iterations == 1
     assert encoded.record.relative_error < NO_ERROR
 
 
-@pytest.mark.parametrize("config", [EncoderConfig(), ROWS, EncoderConfig(encoder="kmeans")])
+@pytest.mark.parametrize("config", [greedy(), ROWS, EncoderConfig(encoder="kmeans")])
 def test_zero_rows_and_zero_matrices(config):
     assert torch.equal(encode(torch.zeros(8, 16), config).decode(), torch.zeros(8, 16))
     weight = gaussian(16, 24).float()
@@ -130,36 +136,36 @@ def test_zero_rows_and_zero_matrices(config):
 
 
 def test_fewer_points_than_centroids():
-    encoded = encode(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), EncoderConfig(bits=6, basis="hadamard"))
+    encoded = encode(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), greedy(bits=6, basis="hadamard"))
     assert encoded.codebook.shape == (64, 2)
     assert encoded.record.relative_error < 1e-3
 
 
 def test_not_converged_is_said():
-    record = encode(gaussian(), EncoderConfig(max_iter=3)).record
+    record = encode(gaussian(), greedy(max_iter=3)).record
     assert record.converged is False
     assert record.iterations == 3
 
 
 def test_half_precision_and_float64_sources():
     weight = gaussian(32, 32)
-    assert encode(weight.half(), EncoderConfig()).layout.dtype == "float16"
-    assert encode(weight.bfloat16(), EncoderConfig()).layout.dtype == "bfloat16"
-    assert encode(weight, EncoderConfig()).layout.dtype == "float64"
+    assert encode(weight.half(), greedy()).layout.dtype == "float16"
+    assert encode(weight.bfloat16(), greedy()).layout.dtype == "bfloat16"
+    assert encode(weight, greedy()).layout.dtype == "float64"
 
 
 def test_refuses_what_is_no_weight():
     with pytest.raises(ValueError, match="not finite"):
-        encode(torch.tensor([[1.0, math.nan]]), EncoderConfig())
+        encode(torch.tensor([[1.0, math.nan]]), greedy())
     with pytest.raises(ValueError, match="expected a matrix"):
-        encode(torch.zeros(4), EncoderConfig())
+        encode(torch.zeros(4), greedy())
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        EncoderConfig(),
-        EncoderConfig(form="vector", bits=3),
+        greedy(),
+        greedy(form="vector", bits=3),
         EncoderConfig(encoder="uniform"),
         EncoderConfig(encoder="kmeans"),
     ],
@@ -174,8 +180,8 @@ def test_planned_bytes_are_the_stored_bytes(config):
 def test_tiny_and_huge_weights(factor, changes):
     """Their squares are beyond float32, their encoding is not."""
     weight = gaussian(16, 32).float()
-    expected = encode(weight, EncoderConfig(**changes)).record.relative_error
-    assert encode(weight * factor, EncoderConfig(**changes)).record.relative_error == pytest.approx(expected, rel=0.05)
+    expected = encode(weight, greedy(**changes)).record.relative_error
+    assert encode(weight * factor, greedy(**changes)).record.relative_error == pytest.approx(expected, rel=0.05)
 
 
 def test_a_parameter_may_be_given():

@@ -21,7 +21,7 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.plan import make_plan
 from kquant_cli.tensorfile import TensorFileWriter
 
-QUICK = {"max_iter": 12, "kmeans_iter": 10, "bits": 3}
+QUICK = {"encoder": "greedy", "stats": "none", "max_iter": 12, "kmeans_iter": 10, "bits": 3}
 
 
 def compress(source: Path, out: Path, overwrite: bool = False, **settings: object) -> Path:
