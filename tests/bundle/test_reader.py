@@ -175,6 +175,21 @@ def unlist(name):
     return damage
 
 
+def attention(part, **values):
+    """Change, or with None remove, what the config says of a projection; k, q and v share the scale of k."""
+
+    def change(quantization):
+        facts = quantization["modules"][f"model.layers.0.self_attn.{part}"]
+        facts.update(values)
+        for key in [key for key, value in facts.items() if value is None]:
+            del facts[key]
+
+    return lambda bundle: change_config(bundle, change)
+
+
+NOT_SHARED = "'model.layers.0.self_attn.q_proj' takes its channel scale from {!r}, which has none of its size"
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -205,6 +220,30 @@ def unlist(name):
         (damage_manifest, "kquant.json: is not valid JSON"),
         (damage_no_manifest, "kquant.json: cannot be read"),
         (damage_outside, "names '../elsewhere.safetensors'"),
+        (attention("q_proj", channel_scale_from="nowhere"), NOT_SHARED.format("nowhere")),
+        (  # of another size
+            attention("q_proj", channel_scale_from="model.layers.0.mlp.down_proj"),
+            NOT_SHARED.format("model.layers.0.mlp.down_proj"),
+        ),
+        (  # takes it from another itself
+            attention("q_proj", channel_scale_from="model.layers.0.self_attn.v_proj"),
+            NOT_SHARED.format("model.layers.0.self_attn.v_proj"),
+        ),
+        (
+            attention("q_proj", channel_scale_from="model.layers.0.self_attn.q_proj"),
+            NOT_SHARED.format("model.layers.0.self_attn.q_proj"),
+        ),
+        (
+            attention("q_proj", channel_scale_from=None),
+            "expected the tensor model.layers.0.self_attn.q_proj.weight_channel_scale of shape [32], found none",
+        ),
+        (attention("q_proj", channel_scale_from=3), "cannot be read (channel_scale_from cannot be 3)"),
+        (attention("q_proj", channel_scale=None), "cannot be read (channel_scale_from cannot be 'model.layers.0.self"),
+        (attention("k_proj", channel_scale=None), NOT_SHARED.format("model.layers.0.self_attn.k_proj")),
+        (
+            lambda bundle: change_config(bundle, lambda q: q["modules"].pop("model.layers.0.self_attn.k_proj")),
+            NOT_SHARED.format("model.layers.0.self_attn.k_proj"),
+        ),
     ],
 )
 def test_damage(bundle, damage, sentence):
