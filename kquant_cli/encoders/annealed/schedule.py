@@ -2,6 +2,7 @@
 
     ring      K points on a circle: radius (cos a_k, sin a_k),  a_k = 2 pi (k + phase) / K
     product   K / 2 Lloyd-Max levels of a Gaussian times `first`, each with v = -second and v = +second
+              (for an odd K those of K + 1 but the last, which is hardly missed where K is large)
 
 At the fraction x of the sweeps, from 0 to 1:
 
@@ -59,9 +60,9 @@ def points(kind: str, levels: int, schedule: Schedule) -> torch.Tensor:
     if kind == "ring":
         angles = 2 * math.pi * (torch.arange(levels, dtype=torch.float64) + schedule.second) / levels
         return (schedule.first * torch.stack([angles.cos(), angles.sin()], dim=1)).float()
-    u = schedule.first * lloyd_max(levels // 2)
+    u = schedule.first * lloyd_max((levels + 1) // 2)
     v = torch.tensor([-schedule.second, schedule.second], dtype=torch.float64)
-    return torch.cartesian_prod(u, v).float()
+    return torch.cartesian_prod(u, v)[:levels].float()
 
 
 def find_schedule(kind: str, levels: int, effort: str) -> Schedule:
@@ -89,7 +90,7 @@ def searched_errors(effort: str, kind: str | None = None) -> dict[int, float]:
 
 def better_kind(levels: int, effort: str) -> str:
     """The kind of codebook with less error: rings, but products where the rate asks for more sweeps than there are."""
-    if levels % 2:
+    if levels % 2 and levels < 64:
         return "ring"
     errors = {kind: _expected_error(searched_errors(effort, kind), levels) for kind in ("ring", "product")}
     return min(errors, key=lambda kind: errors[kind])
