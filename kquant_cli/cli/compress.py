@@ -55,7 +55,7 @@ def compress(
     init: Annotated[str | None, _setting("Start of k-means: grid, kmeans++ or peaks (of 2^n levels).")] = None,
     restarts: Annotated[int | None, _setting("Starts of k-means, the best counts.")] = None,
     group_size: Annotated[int | None, _setting("Columns that share a scale in uniform; 0: one range a tensor.")] = None,
-    seed: Annotated[int | None, _setting("Seed of the bases and of k-means++.")] = None,
+    seed: Annotated[int | None, _setting("Seed of the bases, k-means++ and random tokens.")] = None,
     include: Annotated[list[str] | None, _setting("Pattern of further matrices to encode; repeatable.")] = None,
     exclude: Annotated[list[str] | None, _setting("Pattern of matrices that stay dense; repeatable.")] = None,
     on_no_convergence: Annotated[

@@ -60,12 +60,12 @@ def encoded_bits(bundle: Bundle) -> float:
     return 8 * sum(stored) / sum(rows * columns for rows, columns in (v.shape for v in bundle.layouts.values()))
 
 
-def assert_decodes(bundle: Bundle, source: Path) -> None:
-    """Every encoded matrix is the source's within the error that the manifest states, and that is a small one."""
+def assert_decodes(bundle: Bundle, source: Path, most: float = 0.7) -> None:
+    """Every encoded matrix is the source's within the error that the manifest states, and that is below `most`."""
     weights = load_file(source / "model.safetensors")
     for name in bundle.layouts:
         weight = weights[f"{name}.weight"]
         error = float(torch.linalg.vector_norm(bundle.weight(name) - weight) / torch.linalg.vector_norm(weight))
         stated = bundle.manifest["matrices"][name]["relative_error"]
         assert abs(error - stated) <= 1e-4 * stated, name
-        assert 0 < error < 0.7, name
+        assert 0 < error < most, name

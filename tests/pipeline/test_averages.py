@@ -4,9 +4,9 @@ import pytest
 import tiny_text_models
 from bundles import assert_decodes, compress, encoded_bits, scales
 
-from kquant_cli import pipeline
+from kquant_cli import pipeline, preparation
 from kquant_cli.checkpoint import open_checkpoint
-from kquant_cli.config import CompressConfig
+from kquant_cli.config import CompressConfig, EncoderConfig
 from kquant_cli.errors import KQuantError
 from kquant_cli.plan import make_plan
 
@@ -62,6 +62,13 @@ def test_only_levels_that_the_settings_have_points_for(tiny_llama, tmp_path, set
     bundle = compress(tiny_llama, tmp_path / "b", bits=3.3, **settings)
     assert all(fits(layout.levels) for layout in bundle.layouts.values())
     assert encoded_bits(bundle) <= 3.3
+
+
+def test_a_scale_is_searched_at_the_levels_nearest_to_the_average():
+    """Before any are allotted, since sensitivities depend on the scale."""
+    for settings, levels in (({}, 10), ({"init": "peaks"}, 8)):
+        config = EncoderConfig(encoder="kmeans", bits=3.3, **settings)
+        assert preparation._whole(config).level_count == levels
 
 
 def test_too_few_bits_are_a_sentence_and_leave_no_unfinished_work(tiny_llama, tmp_path):

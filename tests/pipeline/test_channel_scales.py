@@ -43,7 +43,7 @@ def test_layers_that_share_an_input_store_one_scale(tiny_llama, tmp_path):
     assert {name for name in scales(bundle) if ".0." in name} == set(owners.values())
     stored = bundle.infos[f"{ATTENTION}.k_proj.weight_channel_scale"]
     assert (stored.dtype, stored.shape) == (torch.float16, (32,))
-    assert_decodes(bundle, tiny_llama)
+    assert_decodes(bundle, tiny_llama, most=0.12)
 
 
 def test_a_scale_counts_once(tiny_llama, tmp_path):
@@ -75,7 +75,7 @@ def test_scales_are_those_of_the_closed_form(arch, tmp_path):
             found = bundle.encoded(name).channel_scale.double()
             torch.testing.assert_close(found / found.mean(), expected / expected.mean(), rtol=2e-3, atol=0)
     assert any(layout.transposed for layout in bundle.layouts.values()) == (arch == "gpt2")
-    assert_decodes(bundle, source)
+    assert_decodes(bundle, source, most=0.12)
 
 
 def test_loud_channels_get_small_errors(tmp_path):
