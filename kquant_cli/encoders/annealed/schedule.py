@@ -80,20 +80,27 @@ def find_schedule(kind: str, levels: int, effort: str) -> Schedule:
 
 
 def searched_errors(effort: str, kind: str | None = None) -> dict[int, float]:
-    """Relative squared error on Gaussian rows by level count, as the search measured it; the least of all kinds."""
-    errors: dict[int, float] = {}
-    for entry in load()["searched"]:
-        if entry["effort"] == effort and kind in (None, entry["kind"]):
-            errors[entry["levels"]] = min(entry["error"], errors.get(entry["levels"], math.inf))
-    return errors
+    """Relative squared error on Gaussian rows by level count, as the search measured it; without `kind` of the better.
+
+    Where the better kind itself was not searched, its error is interpolated.
+    """
+    chosen = [entry for entry in load()["searched"] if entry["effort"] == effort]
+    if kind is None:
+        counts = sorted({entry["levels"] for entry in chosen})
+        return {levels: min(_expected_errors(levels, effort).values()) for levels in counts}
+    return {entry["levels"]: entry["error"] for entry in chosen if entry["kind"] == kind}
 
 
 def better_kind(levels: int, effort: str) -> str:
     """The kind of codebook with less error: rings, but products where the rate asks for more sweeps than there are."""
-    if levels % 2 and levels < 64:
-        return "ring"
-    errors = {kind: _expected_error(searched_errors(effort, kind), levels) for kind in ("ring", "product")}
+    errors = _expected_errors(levels, effort)
     return min(errors, key=lambda kind: errors[kind])
+
+
+def _expected_errors(levels: int, effort: str) -> dict[str, float]:
+    """What each kind of codebook leaves; products only where a point less, for an odd count, does not matter."""
+    kinds = ("ring",) if levels % 2 and levels < 64 else ("ring", "product")
+    return {kind: _expected_error(searched_errors(effort, kind), levels) for kind in kinds}
 
 
 def _expected_error(errors: dict[int, float], levels: int) -> float:
