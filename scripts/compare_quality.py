@@ -36,6 +36,7 @@ from kquant_cli.preparation import SAMPLED_ROWS, prepare
 from kquant_cli.runtime import load_model
 from kquant_cli.statistics import InputStatistics, column_energy, searched_scale, statistics_path, white_error_scale
 
+EXPONENTS = ((0.0, 0.0), (0.6, 0.0), (1.0, 0.0), (1.4, 0.0), (1.0, 1.0))  # of the search for peers
 SCALING = {True: "yes", False: "no"}
 OURS: dict[str, dict[str, Any]] = {
     "annealed": {"encoder": "annealed"},
@@ -139,7 +140,7 @@ def peer_scale(peer: Peer, rate: float, weights: list[torch.Tensor], moments: to
         errors = (peer.encode(sample * d, rate)[0] / d - sample for sample in samples)
         return sum(float(error.double().square().sum(dim=0) @ moments) for error in errors)
 
-    return searched_scale(energy, moments, loss).d
+    return searched_scale(energy, moments, loss, EXPONENTS).d
 
 
 def main() -> None:
