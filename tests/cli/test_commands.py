@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import kquant_cli
@@ -122,6 +123,7 @@ def test_dry_run_says_what_channel_scales_may_add(kquant, tiny_llama, tmp_path):
 
 
 def test_dry_run_of_an_average_shows_what_each_matrix_gets(kquant, tiny_llama, tmp_path):
+    transformers.utils.logging.enable_progress_bar()  # `kquant eval`, run in this process before, has them off
     args = ("compress", tiny_llama, "-o", tmp_path / "b", "--effort", "fast", "--bits", 4.5)
     plan = kquant(*args, "--dry-run", "--json", tmp_path / "plan.json")
     assert plan.code == 0

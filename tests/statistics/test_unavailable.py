@@ -103,6 +103,7 @@ def test_transformers_says_nothing_and_keeps_its_settings(folder: Path, capfd: p
     from transformers.utils import logging
 
     logging.set_verbosity_info()
+    logging.enable_progress_bar()  # `kquant eval`, run in this process before, has them off
     try:
         capfd.readouterr()
         references.measure(folder)
