@@ -10,6 +10,7 @@ size of the weights, the float16 scales are relative to it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,8 +20,17 @@ from kquant_cli.bases import BasisSpec
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout, Record
 from kquant_cli.encoders.annealed.refit import fit_scales, refit_codebook
-from kquant_cli.encoders.annealed.schedule import HARD_SWEEPS, MOVING, SWEEPS, better_kind, find_schedule, points
-from kquant_cli.encoders.annealed.sweeps import Coupling, Sweeps, anneal, moving_positions
+from kquant_cli.encoders.annealed.schedule import (
+    HARD_SWEEPS,
+    MOVING,
+    SWEEPS,
+    better_kind,
+    expected_errors,
+    find_schedule,
+    points,
+)
+from kquant_cli.encoders.annealed.steady import anneal_steadily
+from kquant_cli.encoders.annealed.sweeps import Coupling, Sweeps, moving_positions
 from kquant_cli.encoders.clustering import root_mean_square
 
 CHUNK = 2**22  # weights annealed at a time: bounds the memory beside the weight itself
@@ -54,13 +64,14 @@ def encode_annealed(weight: Tensor, config: EncoderConfig) -> EncodedMatrix:
         """Lines (n, size) in the coordinates of A, in units of the matrix's root mean square."""
         return basis.adjoint((part.contiguous() / unit).float())
 
-    drive, codebook = _drive(config, size)
+    drive, expected = _drive(config, size)
+    codebook = drive.codebook
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     codes_of_lines = codes if by_row else codes.T
     alive, trace = [], torch.zeros(len(drive.betas), device=weight.device)
     for part, chosen in zip(lines.split(length), codes_of_lines.split(length), strict=True):
         x = _normalised(coordinates(part))
-        found, errors = anneal(x, coupling, drive)
+        found, errors = anneal_steadily(x, coupling, drive, expected)
         chosen.copy_(found)
         trace += errors * (len(part) / len(lines))
         alive.append(x.square().sum(dim=1) > 0)
@@ -88,14 +99,15 @@ def encode_annealed(weight: Tensor, config: EncoderConfig) -> EncodedMatrix:
     )
 
 
-def _drive(config: EncoderConfig, size: int) -> tuple[Sweeps, Tensor]:
-    """What drives the annealing of lines of that size, and its codebook."""
+def _drive(config: EncoderConfig, size: int) -> tuple[Sweeps, float]:
+    """What drives the annealing of lines of that size, and the squared error to be expected of unit lines."""
     levels, sweeps = config.level_count, SWEEPS[config.effort]
     kind = better_kind(levels, config.effort) if config.codebook == "auto" else config.codebook
     schedule = find_schedule(kind, levels, config.effort)
     codebook = points(kind, levels, schedule)
+    expected = expected_errors(levels, config.effort).get(kind, math.inf)
     moving = moving_positions(HARD_SWEEPS, size, MOVING, config.seed)
-    return Sweeps(codebook, schedule.betas(sweeps), schedule.momenta(sweeps), moving), codebook
+    return Sweeps(codebook, schedule.betas(sweeps), schedule.momenta(sweeps), moving), expected
 
 
 def _root_mean_square(parts: Sequence[Tensor]) -> Tensor:

@@ -87,17 +87,17 @@ def searched_errors(effort: str, kind: str | None = None) -> dict[int, float]:
     chosen = [entry for entry in load()["searched"] if entry["effort"] == effort]
     if kind is None:
         counts = sorted({entry["levels"] for entry in chosen})
-        return {levels: min(_expected_errors(levels, effort).values()) for levels in counts}
+        return {levels: min(expected_errors(levels, effort).values()) for levels in counts}
     return {entry["levels"]: entry["error"] for entry in chosen if entry["kind"] == kind}
 
 
 def better_kind(levels: int, effort: str) -> str:
     """The kind of codebook with less error: rings, but products where the rate asks for more sweeps than there are."""
-    errors = _expected_errors(levels, effort)
+    errors = expected_errors(levels, effort)
     return min(errors, key=lambda kind: errors[kind])
 
 
-def _expected_errors(levels: int, effort: str) -> dict[str, float]:
+def expected_errors(levels: int, effort: str) -> dict[str, float]:
     """What each kind of codebook leaves; products only where a point less, for an odd count, does not matter."""
     kinds = ("ring",) if levels % 2 and levels < 64 else ("ring", "product")
     return {kind: _expected_error(searched_errors(effort, kind), levels) for kind in kinds}
