@@ -30,7 +30,7 @@ def test_only_lost_rows_are_annealed_again():
     drive = Sweeps(
         points("ring", 8, schedule),
         schedule.betas(sweeps),
-        torch.full((sweeps,), 0.72),
+        schedule.momenta(sweeps),
         moving_positions(12, size, 0.4, 0),
     )
     coupling, expected = Coupling.of(size, 0, x.device), expected_errors(8, "best")["ring"]
