@@ -184,10 +184,10 @@ def test_one_row_and_one_column():
 
 
 def test_the_output_side_is_the_input_side_of_the_transpose():
-    weight = gaussian(40, 96)
-    rows = encode(weight, EncoderConfig(bits=3, seed=4))
+    weight = gaussian(60, 576)
+    rows = encode(weight, EncoderConfig(bits=4, seed=4))
     for other in (weight.T, weight.T.contiguous()):
-        columns = encode(other, EncoderConfig(bits=3, seed=4, side="output"))
+        columns = encode(other, EncoderConfig(bits=4, seed=4, side="output"))
         assert torch.equal(columns.codes, rows.codes.T)
         assert columns.codes.is_contiguous()
         assert torch.equal(columns.codebook, rows.codebook)
@@ -257,6 +257,15 @@ def test_the_codebook_has_the_size_of_the_weights():
     assert float(encoded.codebook.norm(dim=1).mean()) == pytest.approx(0.97e-3, rel=0.05)
     assert float(encoded.scale.float().mean()) == pytest.approx(1, abs=0.05)
     assert encoded.record.u_max == pytest.approx(float(encoded.codebook[:, 0].abs().max()) * 1e3, rel=0.05)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])
+def test_the_root_mean_square_of_unequal_parts(factor):
+    """In chunks of which the last is short, and no square over- or underflows."""
+    weight = gaussian(23, 50) * torch.linspace(1, 9, 23).unsqueeze(1) * factor
+    found = room._root_mean_square(weight.split(10))
+    assert found.shape == (1, 1)
+    assert float(found) == pytest.approx(float(weight.double().square().mean().sqrt()), rel=1e-5)
 
 
 def test_the_record_has_the_course_of_the_annealing():
