@@ -158,6 +158,14 @@ def test_zeros():
     assert encoded.scale[3] == 0
 
 
+def test_tiny_rows_are_kept_as_far_as_float16_reaches():
+    weight = gaussian(32, 256)
+    weight[1:3] *= torch.tensor([[1e-5], [1e-9]])
+    decoded = encode(weight, EncoderConfig(bits=4)).decode()
+    assert float((decoded[1] - weight[1]).norm() / weight[1].norm()) ** 2 < 0.0075
+    assert (decoded[2] == 0).all()
+
+
 def test_zeros_do_not_draw_the_codebook_to_them(monkeypatch):
     """Even where every row of the sample would be zeros: rows are taken for it from the others."""
     weight = gaussian(64, 256)
