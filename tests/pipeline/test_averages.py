@@ -2,7 +2,7 @@
 
 import pytest
 import tiny_text_models
-from bundles import assert_decodes, compress, encoded_bits, scales
+from whole_runs import assert_decodes, compress, encoded_bits, scales
 
 from kquant_cli import pipeline, preparation
 from kquant_cli.checkpoint import open_checkpoint

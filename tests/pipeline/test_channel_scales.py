@@ -7,8 +7,8 @@ import pytest
 import tiny_models
 import tiny_text_models
 import torch
-from bundles import assert_decodes, compress, encoded_bits, hashes, impose_scales, scales
 from safetensors.torch import load_file
+from whole_runs import assert_decodes, compress, encoded_bits, hashes, impose_scales, scales
 
 from kquant_cli import pipeline
 from kquant_cli.checkpoint import open_checkpoint

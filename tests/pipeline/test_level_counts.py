@@ -1,7 +1,7 @@
 """Every encoder at level counts that are no power of two, through a bundle, with and without channel scales."""
 
 import pytest
-from bundles import assert_decodes, compress, impose_scales
+from whole_runs import assert_decodes, compress, impose_scales
 
 from kquant_cli.encoders import ENCODERS
 from kquant_cli.packing import row_bytes
