@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Perplexity of SmolLM2 (or any small causal model) with all its layers encoded: kquant beside the peers, in one run.
+"""Perplexity of SmolLM2 (or any small causal model) with all its layers encoded: kquant beside the peers.
 
     python scripts/compare_quality.py MODEL --wikitext wiki.test.raw [--limit 16] [--seqlen 1024] [--json FILE]
                                       [--rates 4 3 2.5 2] [--only annealed ...]

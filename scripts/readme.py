@@ -116,7 +116,9 @@ def annealing(values: dict[str, Any]) -> str:
         ]
         for row in values["methods"]
     ]
-    first = table(["method", "M weights/s", f"seconds for {values['model']}", "over balanced"], rows)
+    first = table(
+        ["method", "M weights/s", f"seconds for all of {values['model']}, extrapolated", "over balanced"], rows
+    )
     sizes = [
         [
             f"{r['weights'] / 1e6:.1f}",

@@ -19,7 +19,8 @@ CALMER = (0.7, 0.0)  # factors of the momenta, one attempt after the other
 def anneal_steadily(x: Tensor, coupling: Coupling, drive: Sweeps, expected: float) -> tuple[Tensor, Tensor]:
     """As `anneal` for rows x (rows, size) of unit mean square; `expected`: the mean squared error of a good row."""
     codes, trace = anneal(x, coupling, drive)
-    errors = row_errors(x, codes, coupling, drive.codebook)
+    alive = x.square().sum(dim=1) > 0  # no codes would be better for zeros
+    errors = row_errors(x, codes, coupling, drive.codebook) * alive
     for factor in CALMER:
         lost = (errors > LOST * expected).nonzero().squeeze(1)
         if not len(lost):
