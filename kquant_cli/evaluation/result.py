@@ -1,6 +1,7 @@
 """What every measurement has in common, whatever its task: numbers, how they were got, and the original beside them."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -52,7 +53,7 @@ class Against:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(ABC):
     """One task's numbers for one model, with all that is needed to compare them, or to measure them again."""
 
     data_is: ClassVar[str] = "data"
@@ -72,18 +73,18 @@ class Result:
     against: Against | None = None
 
     @property
+    @abstractmethod
     def metrics(self) -> dict[str, float]:
         """The numbers to report, the most important one first."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def counts(self) -> dict[str, int]:
         """How much they were measured on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def protocol_sentence(self) -> str:
         """The protocol in words, and how much was measured."""
-        raise NotImplementedError
 
     def sentence(self) -> str:
         """The line that goes with the numbers."""
