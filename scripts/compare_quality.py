@@ -84,9 +84,9 @@ def settings_for(name: str, rate: float) -> dict[str, Any]:
     return OURS[name] | ({"levels": 5} if average else {"bits": rate})
 
 
-def ours(bench: Bench, name: str, rate: float, scaled: bool) -> tuple[float, float]:
+def ours(bench: Bench, name: str, rate: float, scaled: bool, seed: int = 0) -> tuple[float, float]:
     """Put kquant's decoded weights into the model; bits a weight and the mean relative squared error."""
-    config = CompressConfig(**settings_for(name, rate), stats="random" if scaled else "none")
+    config = CompressConfig(**settings_for(name, rate), seed=seed, stats="random" if scaled else "none")
     plan = make_plan(bench.plan.checkpoint, config)
     out = bench.work / "bundle"
     prepared = prepare(plan, out, content_hash(plan.checkpoint), device="cpu", say=lambda text: print(text, flush=True))
@@ -151,10 +151,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=16, help="windows")
     parser.add_argument("--seqlen", type=int, default=1024)
     parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], help="methods")
+    parser.add_argument("--seed", type=int, default=0, help="of kquant's signs and random tokens; peers keep theirs")
     parser.add_argument("--scaling", default="both", choices=["both", "yes", "no"], help="with a channel scale, or not")
     parser.add_argument("--json", type=Path, help="rows that are there, of the same windows, stay")
     args = parser.parse_args()
     facts = {"machine": machine(), "model": args.model.name, "limit": args.limit, "seqlen": args.seqlen}
+    facts |= {"seed": args.seed} if args.seed else {}
     rows = earlier(args.json, facts)
     with tempfile.TemporaryDirectory() as folder:
         bench = set_up(args, Path(folder))
@@ -163,7 +165,7 @@ def main() -> None:
         for rate, name, scaled in chosen(args):
             began = time.perf_counter()
             if name in OURS:
-                bits, error = ours(bench, name, rate, scaled)
+                bits, error = ours(bench, name, rate, scaled, args.seed)
             else:
                 bits, error = theirs(bench, PEERS[name], rate, scaled)
             seconds = time.perf_counter() - began
@@ -192,7 +194,7 @@ def earlier(file: Path | None, facts: dict[str, Any]) -> dict[tuple[float, str, 
     if file is None or not file.exists():
         return {}
     values = json.loads(file.read_text(encoding="utf-8"))
-    if any(values[key] != value for key, value in facts.items()):
+    if "seed" in values.keys() - facts or any(values.get(key) != value for key, value in facts.items()):
         return {}
     return {(row["rate"], row["method"], row["scaled"]): row for row in values["rows"]}
 
