@@ -104,7 +104,11 @@ def open_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
         raise KQuantError(f"{path / CONFIG}: format_version is {version!r}, expected a number; make the bundle again")
     if version > FORMAT_VERSION:
         raise KQuantError(
-            f"{path}: the bundle has format {version}, this kquant reads up to {FORMAT_VERSION}; upgrade kashin-quant"
+            f"{path}: the bundle has format {version}, this kquant reads format {FORMAT_VERSION}; upgrade kashin-quant"
+        )
+    if version < FORMAT_VERSION:
+        raise KQuantError(
+            f"{path}: the bundle has format {version}, this kquant reads format {FORMAT_VERSION}; make the bundle again"
         )
     manifest = read_json(path / MANIFEST)
     files = _files(path, manifest)
