@@ -1,4 +1,4 @@
-"""The product in plain torch, for every matrix on every device, a tile of rows at a time: what the others are tested on.
+"""The product in plain torch, for every matrix on every device, a tile of rows at a time: the others' measure.
 
 The dtype of the activations is that of the arithmetic; a tile of decoded weights is all that is held beside them.
 """
