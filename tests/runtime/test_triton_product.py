@@ -13,8 +13,8 @@ from kquant_cli.packing import pack
 from kquant_cli.runtime.products import BACKENDS, Packed, backend_for, product, reference
 
 LEVELS = (2, 3, 4, 5, 8, 12, 16, 24, 256)
-# Codebooks and results are rounded to the dtype; the interpreter cuts bfloat16 off, where a GPU rounds.
-TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1.2e-2}
+TOLERANCES = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}  # codebooks and results are rounded
+CUT_OFF = 2  # times as far: the interpreter cuts bfloat16 off, where a GPU rounds
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -43,7 +43,15 @@ def check(packed, a, b, split):
         if result is not None:
             assert (result.shape, result.dtype) == (numbers.shape, a.dtype)
             error = float((result.double() - numbers).norm() / numbers.norm())
-            assert error < TOLERANCES[a.dtype], (packed.levels, a.shape, packed.rows, a.dtype, split, error)
+            cut_off = a.dtype == torch.bfloat16 and not a.is_cuda
+            assert error < TOLERANCES[a.dtype] * (CUT_OFF if cut_off else 1), (
+                packed.levels,
+                a.shape,
+                packed.rows,
+                a.dtype,
+                split,
+                error,
+            )
 
 
 def check_all(dtype, device="cpu"):

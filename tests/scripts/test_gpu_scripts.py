@@ -1,0 +1,65 @@
+"""The scripts for machines with a GPU: what they say without one, and that the benchmark runs under the interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a CUDA device")
+
+
+def run(*command, **variables):
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **variables}
+    return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, check=False)
+
+
+@without_gpu
+@pytest.mark.skipif(not Path("/usr/bin/env").exists(), reason="a shell script")
+def test_without_a_gpu_the_check_says_so_and_exits_with_2(tmp_path):
+    done = run(SCRIPTS / "gpu_check.sh", tmp_path / "results", PYTHON=sys.executable)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.splitlines()[-1] == "This machine has no GPU that torch can use, so nothing was checked."
+    assert "pydantic" in done.stdout
+    assert not done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+@without_gpu
+@pytest.mark.parametrize("script", ["bench_gpu_product.py", "check_gpu_kernels.py"])
+def test_the_scripts_without_a_gpu(script):
+    done = run(sys.executable, SCRIPTS / script)
+    assert done.returncode == 2
+    assert "there is no CUDA device" in done.stderr
+
+
+BARE = """
+import runpy, sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"pydantic", "yaml", "transformers", "sklearn", "scipy", "matplotlib", "datasets"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+sys.argv = sys.argv[1:]
+sys.path.insert(0, SCRIPTS)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@without_gpu
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+def test_the_benchmark_interpreted_and_with_few_packages(tmp_path):
+    """Torch, triton and numpy are all that it imports."""
+    size = ("--rows", 20, "--columns", 96, "--bits", 4, "--tokens", 1, "--repeats", 1, "--json", tmp_path / "x.json")
+    bare = BARE.replace("SCRIPTS", repr(str(SCRIPTS)))
+    done = run(sys.executable, "-c", bare, SCRIPTS / "bench_gpu_product.py", *size, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "x.json").read_text())["products"]
+    assert (row["bits"], row["tokens"], row["backend"]) == (4, 1, "gpu")
+    assert 0 < row["relative_error"] < 0.012
+    assert row["floor_us"] > 0
