@@ -7,7 +7,7 @@ _HOMES = {
     "KashinLinear": "linear",
     "LoadedModel": "loading",
     "checkpoints_within": "folders",
-    "load": "load",
+    "load": "from_codes",
     "load_model": "loading",
 }
 __all__ = [*_HOMES]  # noqa: PLE0604

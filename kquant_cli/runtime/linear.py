@@ -106,7 +106,9 @@ class KashinLinear(nn.Module):
         """
         dtype = torch.float32 if self.bias is None else self.bias.dtype
         shape = self.layout.shape[::-1] if self.layout.transposed else self.layout.shape
-        return torch.full((1, 1), torch.nan, dtype=dtype, device=self.weight_codes.device).expand(shape)
+        described: Any = torch.full((1, 1), torch.nan, dtype=dtype, device=self.weight_codes.device).expand(shape)
+        described._is_hf_initialized = True  # GPT-2's initialisation of what is missing would write to it
+        return described
 
     def extra_repr(self) -> str:
         """For print(model)."""

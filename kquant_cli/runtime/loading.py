@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from kquant_cli import bundle as bundles
+from kquant_cli.bundle.format import MANIFEST
 from kquant_cli.checkpoint import local_folder
 from kquant_cli.checkpoint.files import ADAPTER_CONFIG, CONFIG, require_model
 from kquant_cli.errors import KQuantError
@@ -119,15 +120,22 @@ def load_from_codes(
     return model.eval()
 
 
+def verify_folder(folder: Path, *, checksums: bool = True) -> None:
+    """KQuantError when the files are not those of the manifest; there is none where `save_pretrained` wrote them."""
+    if (folder / MANIFEST).is_file():
+        bundles.open_bundle(folder, verify=checksums)
+
+
 def _load_bundle(
     folder: Path, auto_class: str, device: torch.device, dtype: torch.dtype | Literal["auto"]
 ) -> LoadedModel:
-    bundle, path = bundles.open_bundle(folder), str(folder)
-    device_map = None if device.type == "cpu" else {"": device}
+    path, device_map = str(folder), None if device.type == "cpu" else {"": device}
+    verify_folder(folder)
     try:
         return LoadedModel(load_from_codes(path, auto_class, device_map, dtype), "bundle", path)
     except CannotRunFromCodesError as error:
         why = str(error)
+    bundle = bundles.open_bundle(folder, verify=False)
     model, missing = _or_sentence(lambda: load_dense_twin(bundle, auto_class, device, dtype), f"bundle {path}")
     _require_complete(path, auto_class, model, missing)
     return LoadedModel(model.eval(), "bundle", path, decoded=why)

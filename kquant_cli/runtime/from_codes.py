@@ -8,12 +8,11 @@ from typing import Any, Final
 import torch
 import transformers
 
-from kquant_cli.bundle import is_bundle, open_bundle
-from kquant_cli.bundle.format import MANIFEST
+from kquant_cli.bundle import is_bundle
 from kquant_cli.checkpoint import local_folder
 from kquant_cli.errors import KQuantError
 from kquant_cli.hints import near
-from kquant_cli.runtime.loading import load_from_codes
+from kquant_cli.runtime.loading import load_from_codes, verify_folder
 
 TASKS: Final = {
     "causal-lm": "AutoModelForCausalLM",
@@ -51,8 +50,7 @@ def load(
     if folder is not None:
         if not is_bundle(folder):
             raise KQuantError(f"{folder}: is not a kquant bundle; give the folder that `kquant compress` wrote")
-        if (folder / MANIFEST).is_file():  # save_pretrained writes none
-            open_bundle(folder, verify=verify)
+        verify_folder(folder, checksums=verify)
     if device_map is None and torch.cuda.is_available():
         device_map = {"": 0}
     return load_from_codes(str(folder or bundle), TASKS[task], device_map, dtype or "auto", revision)
