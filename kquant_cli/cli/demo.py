@@ -29,6 +29,13 @@ def demo(
 
     bundle = output or Path("bundles") / f"demo-{bits}bit"
     overwrite = output is None
+    classifier, sentences = _shown(demo_classifier_path()), _shown(demo_sentences_path())
+    small = bundle.with_name(f"{bundle.name}-sst2")
+    _title(f"kquant compress {classifier} --bits {bits} -o {small}")
+    compress(classifier, output=small, bits=bits, device=device, overwrite=overwrite)
+    _title(f"kquant eval {small} --task sst2 --data {sentences} --against {classifier}")
+    evaluate(str(small), task="sst2", data=Path(sentences), against=classifier, device=device)
+
     model = _shown(demo_model_path())
     _title(f"kquant compress {model} --bits {bits} -o {bundle}")
     compress(model, output=bundle, bits=bits, device=device, overwrite=overwrite)
@@ -36,14 +43,7 @@ def demo(
         _title(f"kquant eval {path} --task demo")
         evaluate(path, task="demo", device=device)
     _title(f"kquant inspect {bundle}")
-    inspect(bundle)
-
-    classifier, sentences = _shown(demo_classifier_path()), _shown(demo_sentences_path())
-    small = bundle.with_name(f"{bundle.name}-sst2")
-    _title(f"kquant compress {classifier} --bits {bits} -o {small}")
-    compress(classifier, output=small, bits=bits, device=device, overwrite=overwrite)
-    _title(f"kquant eval {small} --task sst2 --data {sentences} --against {classifier}")
-    evaluate(str(small), task="sst2", data=Path(sentences), against=classifier, device=device)
+    inspect(bundle)  # the newest bundle, which `kquant eval` and `kquant inspect` take
 
 
 def _shown(path: Path) -> str:
