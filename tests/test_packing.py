@@ -39,7 +39,7 @@ def test_round_trip_and_size(levels, columns):
     packed = pack(codes, levels)
     assert packed.shape == (5, row_bytes(columns, levels))
     assert torch.equal(unpack(packed, levels, columns), codes)
-    digits, size = word(levels)
+    digits, _ = word(levels)
     words = -(-columns // digits)
     number = sum(int(c) * levels**i for i, c in enumerate(codes[1, ::words].tolist()))
     assert int.from_bytes(bytes(packed[1, ::words].tolist()), "little") == number

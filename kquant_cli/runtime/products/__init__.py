@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from kquant_cli.runtime.products import gpu, reference
+from kquant_cli.runtime.products.gradient import DifferentiableProduct
 from kquant_cli.runtime.products.packed import Packed
 
 __all__ = ["BACKENDS", "Packed", "backend_for", "product"]
@@ -25,7 +27,10 @@ def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[T
     Where not `split`, their sum and None; b is None where the codebook has one column. Computed by the first backend
     that supports it, in float32 (float64 for float64 activations); the result has the activations' dtype.
     """
-    return BACKENDS[backend_for(packed, a, split)].product(packed, a, b, split)
+    chosen = BACKENDS[backend_for(packed, a, split)].product
+    if torch.is_grad_enabled() and (a.requires_grad or (b is not None and b.requires_grad)):
+        return DifferentiableProduct.apply(a, b, packed, split, chosen)
+    return chosen(packed, a, b, split)
 
 
 def backend_for(packed: Packed, a: Tensor, split: bool) -> str:

@@ -48,8 +48,8 @@ class Launch:
 
 
 def supports(packed: Packed, a: Tensor, split: bool) -> bool:
-    """16- and 32-bit floats on a CUDA device with Triton, or interpreted; without gradients: the reference has them."""
-    if a.dtype not in DTYPES or not a.numel() or not packed.rows or (a.requires_grad and torch.is_grad_enabled()):
+    """16- and 32-bit floats on a CUDA device with Triton, or interpreted."""
+    if a.dtype not in DTYPES or not a.numel() or not packed.rows:
         return False
     return (a.is_cuda or (a.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")) and _has_gather()
 
