@@ -94,11 +94,11 @@ def test_the_kernels_as_they_are_interpreted(dtype):
 
 ENTRIES = """
 import torch, triton, triton.language as tl
-from kquant_cli.runtime.products.triton_kernels import _float_and_half
+from kquant_cli.runtime.products.triton_tiles import float_and_half
 @triton.jit
 def entries(u_ptr, v_ptr, out_ptr, count: tl.constexpr):
     at = tl.arange(0, count)
-    tl.store(out_ptr + at, _float_and_half(tl.load(u_ptr + at), tl.load(v_ptr + at)))
+    tl.store(out_ptr + at, float_and_half(tl.load(u_ptr + at), tl.load(v_ptr + at)))
 u = torch.randn(1024).bfloat16().float()
 v = torch.randn(1024) * 10.0 ** torch.randint(-6, 6, (1024,))
 v[:4] = torch.tensor([0.0, -0.0, 1e-42, -1e-42])

@@ -107,7 +107,7 @@ def plan(rows: int, columns: int, levels: int, tokens: int, terms: int, itemsize
     else:
         most = 32 if not half else 128 if terms < 3 else 64  # float32 has no matrix unit: its tiles are in registers
         block_tokens = min(most, max(16, 1 << (tokens - 1).bit_length()))
-        block_rows, warps = (128, 8) if block_tokens == 128 else (64, 4)
+        block_rows, warps = (128, 8) if block_tokens == 128 else (64, 4 if half else 8)
         block_words = 64 if half and chunk <= 2 and block_tokens < 128 else 32
         programs, token_blocks = GEMM_PROGRAMS, -(-tokens // block_tokens)
         ahead = block_tokens * block_words * itemsize * min(terms, 2) * chunk

@@ -21,74 +21,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _column(codebook_ptr, column: tl.constexpr, columns: tl.constexpr, levels: tl.constexpr, table: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A column of the codebook (levels, columns), float32, with zeros up to `table` entries."""
-    k = tl.arange(0, table)
-    return tl.load(codebook_ptr + columns * k + column, mask=k < levels, other=0.0)
-
-
-@triton.jit
-def _halves(u, v, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Both columns in one entry, each rounded to `dtype`."""
-    low = u.to(dtype).to(tl.uint16, bitcast=True).to(tl.uint32)
-    return (low | (v.to(dtype).to(tl.uint16, bitcast=True).to(tl.uint32) << 16)).to(tl.int32, bitcast=True)
-
-
-@triton.jit
-def _float_and_half(u, v):  # type: ignore[no-untyped-def]
-    """Entries that are, read as float32, nearest to v, among those whose low half is u rounded to bfloat16."""
-    low = u.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.uint32)
-    bits = v.to(tl.uint32, bitcast=True)
-    high = (bits - low + 0x8000) & 0xFFFF0000
-    high = tl.where((bits & 0x7FFFFFFF) < 0x10000, bits & 0x80000000, high)  # next to zero it would wrap around
-    return (high | low).to(tl.int32, bitcast=True)
-
-
-@triton.jit
-def _look_up(entries, codes, rows: tl.constexpr, words: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Entries of codes (rows, words). Flat, so that the codes stay in the threads that have them."""
-    return tl.reshape(tl.gather(entries, tl.reshape(codes, (rows * words,)), 0), (rows, words))
-
-
-@triton.jit
-def _words(codes_ptr, row, t, rows, words, size: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Words `t` of rows `row` as numbers: uint32 where they fit 3 bytes, else uint64; 0 outside the matrix."""
-    inside = (row[:, None] < rows) & (t[None, :] < words)
-    at = codes_ptr + row[:, None].to(tl.int64) * (words * size) + t[None, :]
-    integer: tl.constexpr = tl.uint32 if size <= 3 else tl.uint64
-    numbers = tl.load(at, mask=inside, other=0).to(integer)
-    for byte in tl.static_range(1, size):
-        numbers |= tl.load(at + byte * words, mask=inside, other=0).to(integer) << (8 * byte)
-    return numbers
-
-
-@triton.jit
-def _activations(ptr, token, at, tokens, columns, inside):  # type: ignore[no-untyped-def]
-    """Columns `at` of the activations (tokens, columns); 0 where not `inside`."""
-    mask = (token[:, None] < tokens) & inside[None, :]
-    return tl.load(ptr + token[:, None].to(tl.int64) * columns + at[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _scales(ptr, row, at, rows, groups, group: tl.constexpr, inside):  # type: ignore[no-untyped-def]
-    """The scales (rows, words) of the columns `at`, float32."""
-    mask = (row[:, None] < rows) & inside[None, :]
-    scale = tl.load(ptr + row[:, None].to(tl.int64) * groups + (at // group)[None, :], mask=mask, other=0.0)
-    return scale.to(tl.float32)
-
-
-@triton.jit
-def _add(total, weights, ptr, at, inside):  # type: ignore[no-untyped-def]
-    """total + weights times the activations `at`, all but those (rows, words)."""
-    return total + weights * tl.load(ptr + at, mask=inside, other=0.0).to(tl.float32)[None, :]
-
-
-@triton.jit
-def _store(ptr, total, row, rows):  # type: ignore[no-untyped-def]
-    """The sums over the words of `total` (rows, words)."""
-    tl.store(ptr + row, tl.sum(total, 1).to(ptr.dtype.element_ty), mask=row < rows)
+from kquant_cli.runtime.products.triton_tiles import (
+    add_products,
+    codebook_column,
+    float_and_half,
+    halves,
+    load_activations,
+    load_scales,
+    load_words,
+    look_up,
+    store_sums,
+)
 
 
 @triton.jit
@@ -123,20 +66,18 @@ def gemv(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915 (a compiler 
     row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     dtype: tl.constexpr = a_ptr.dtype.element_ty
     packed: tl.constexpr = two and dtype != tl.float32
-    u_entries = _column(codebook_ptr, 0, 2 if two else 1, levels, table)
+    u_entries = codebook_column(codebook_ptr, 0, 2 if two else 1, levels, table)
     if two:
-        v_entries = _column(codebook_ptr, 1, 2, levels, table)
+        v_entries = codebook_column(codebook_ptr, 1, 2, levels, table)
     if packed:
-        entries = (
-            _float_and_half(u_entries, v_entries) if dtype == tl.bfloat16 else _halves(u_entries, v_entries, dtype)
-        )
+        entries = float_and_half(u_entries, v_entries) if dtype == tl.bfloat16 else halves(u_entries, v_entries, dtype)
     # A sum for each token (in a tensor with an axis of tokens each would pass through shared memory at every step).
     first0 = tl.zeros((block_rows, block_words), tl.float32)
     first1, first2, first3, second0, second1, second2, second3 = first0, first0, first0, first0, first0, first0, first0
     begin = tl.program_id(1) * part
     for start in range(begin, tl.minimum(begin + part, words), block_words):
         t = start + tl.arange(0, block_words)
-        rest = _words(codes_ptr, row, t, rows, words, size)
+        rest = load_words(codes_ptr, row, t, rows, words, size)
         for c in range(chunks):
             numbers = rest.to(tl.uint32)
             if chunks > 1:
@@ -148,7 +89,7 @@ def gemv(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915 (a compiler 
                 at = (c * chunk + i) * words + t
                 inside = (t < words) & (at < columns)
                 if packed:
-                    entry = _look_up(entries, codes, block_rows, block_words)
+                    entry = look_up(entries, codes, block_rows, block_words)
                     if dtype == tl.bfloat16:
                         u = (entry << 16).to(tl.float32, bitcast=True)
                         v = entry.to(tl.float32, bitcast=True)
@@ -156,53 +97,53 @@ def gemv(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915 (a compiler 
                         u = entry.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
                         v = (entry >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
                 else:
-                    u = _look_up(u_entries, codes, block_rows, block_words)
+                    u = look_up(u_entries, codes, block_rows, block_words)
                     if two:
-                        v = _look_up(v_entries, codes, block_rows, block_words)
+                        v = look_up(v_entries, codes, block_rows, block_words)
                 if group:
-                    scale = _scales(scale_ptr, row, at, rows, groups, group, inside)
+                    scale = load_scales(scale_ptr, row, at, rows, groups, group, inside)
                     u = u * scale
                     if two:
                         v = v * scale
-                first0 = _add(first0, u, a_ptr, at, inside)
+                first0 = add_products(first0, u, a_ptr, at, inside)
                 if tokens > 1:
-                    first1 = _add(first1, u, a_ptr + columns, at, inside)
+                    first1 = add_products(first1, u, a_ptr + columns, at, inside)
                 if tokens > 2:
-                    first2 = _add(first2, u, a_ptr + 2 * columns, at, inside)
+                    first2 = add_products(first2, u, a_ptr + 2 * columns, at, inside)
                 if tokens > 3:
-                    first3 = _add(first3, u, a_ptr + 3 * columns, at, inside)
+                    first3 = add_products(first3, u, a_ptr + 3 * columns, at, inside)
                 if split:
-                    second0 = _add(second0, v, b_ptr, at, inside)
+                    second0 = add_products(second0, v, b_ptr, at, inside)
                     if tokens > 1:
-                        second1 = _add(second1, v, b_ptr + columns, at, inside)
+                        second1 = add_products(second1, v, b_ptr + columns, at, inside)
                     if tokens > 2:
-                        second2 = _add(second2, v, b_ptr + 2 * columns, at, inside)
+                        second2 = add_products(second2, v, b_ptr + 2 * columns, at, inside)
                     if tokens > 3:
-                        second3 = _add(second3, v, b_ptr + 3 * columns, at, inside)
+                        second3 = add_products(second3, v, b_ptr + 3 * columns, at, inside)
                 elif two:
-                    first0 = _add(first0, v, b_ptr, at, inside)
+                    first0 = add_products(first0, v, b_ptr, at, inside)
                     if tokens > 1:
-                        first1 = _add(first1, v, b_ptr + columns, at, inside)
+                        first1 = add_products(first1, v, b_ptr + columns, at, inside)
                     if tokens > 2:
-                        first2 = _add(first2, v, b_ptr + 2 * columns, at, inside)
+                        first2 = add_products(first2, v, b_ptr + 2 * columns, at, inside)
                     if tokens > 3:
-                        first3 = _add(first3, v, b_ptr + 3 * columns, at, inside)
+                        first3 = add_products(first3, v, b_ptr + 3 * columns, at, inside)
     out = partial_ptr + tl.program_id(1) * (2 if split else 1) * tokens * rows
-    _store(out, first0, row, rows)
+    store_sums(out, first0, row, rows)
     if tokens > 1:
-        _store(out + rows, first1, row, rows)
+        store_sums(out + rows, first1, row, rows)
     if tokens > 2:
-        _store(out + 2 * rows, first2, row, rows)
+        store_sums(out + 2 * rows, first2, row, rows)
     if tokens > 3:
-        _store(out + 3 * rows, first3, row, rows)
+        store_sums(out + 3 * rows, first3, row, rows)
     if split:
-        _store(out + tokens * rows, second0, row, rows)
+        store_sums(out + tokens * rows, second0, row, rows)
         if tokens > 1:
-            _store(out + (tokens + 1) * rows, second1, row, rows)
+            store_sums(out + (tokens + 1) * rows, second1, row, rows)
         if tokens > 2:
-            _store(out + (tokens + 2) * rows, second2, row, rows)
+            store_sums(out + (tokens + 2) * rows, second2, row, rows)
         if tokens > 3:
-            _store(out + (tokens + 3) * rows, second3, row, rows)
+            store_sums(out + (tokens + 3) * rows, second3, row, rows)
 
 
 @triton.jit
@@ -241,18 +182,18 @@ def gemm(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915
     dtype: tl.constexpr = a_ptr.dtype.element_ty
     operand: tl.constexpr = tl.float32 if widen else dtype
     packed: tl.constexpr = two and dtype != tl.float32
-    u_entries = _column(codebook_ptr, 0, 2 if two else 1, levels, table)
+    u_entries = codebook_column(codebook_ptr, 0, 2 if two else 1, levels, table)
     if two:
-        v_entries = _column(codebook_ptr, 1, 2, levels, table)
+        v_entries = codebook_column(codebook_ptr, 1, 2, levels, table)
     if packed:
-        entries = _halves(u_entries, v_entries, dtype)
+        entries = halves(u_entries, v_entries, dtype)
     first = tl.zeros((block_tokens, block_rows), tl.float32)
     if split:
         second = tl.zeros((block_tokens, block_rows), tl.float32)
     begin = tl.program_id(1) * part
     for start in range(begin, tl.minimum(begin + part, words), block_words):
         t = start + tl.arange(0, block_words)
-        rest = _words(codes_ptr, row, t, rows, words, size)
+        rest = load_words(codes_ptr, row, t, rows, words, size)
         for c in range(chunks):
             numbers = rest.to(tl.uint32)
             if chunks > 1:
@@ -264,22 +205,22 @@ def gemm(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915
                 at = (c * chunk + i) * words + t
                 inside = (t < words) & (at < columns)
                 if packed:
-                    entry = _look_up(entries, codes, block_rows, block_words)
+                    entry = look_up(entries, codes, block_rows, block_words)
                     u = entry.to(tl.uint16).to(dtype, bitcast=True)
                     v = (entry >> 16).to(tl.uint16).to(dtype, bitcast=True)
                 else:
-                    u = _look_up(u_entries, codes, block_rows, block_words)
+                    u = look_up(u_entries, codes, block_rows, block_words)
                     if two:
-                        v = _look_up(v_entries, codes, block_rows, block_words)
+                        v = look_up(v_entries, codes, block_rows, block_words)
                 if group:
-                    scale = _scales(scale_ptr, row, at, rows, groups, group, inside)
+                    scale = load_scales(scale_ptr, row, at, rows, groups, group, inside)
                     u = u.to(tl.float32) * scale
                     if two:
                         v = v.to(tl.float32) * scale
-                a = _activations(a_ptr, token, at, tokens, columns, inside)
+                a = load_activations(a_ptr, token, at, tokens, columns, inside)
                 first = tl.dot(a.to(operand), tl.trans(u.to(operand)), first, input_precision="ieee")
                 if two:
-                    b = _activations(b_ptr, token, at, tokens, columns, inside)
+                    b = load_activations(b_ptr, token, at, tokens, columns, inside)
                     if split:
                         second = tl.dot(b.to(operand), tl.trans(v.to(operand)), second, input_precision="ieee")
                     else:
