@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from kquant_cli import __version__
+from kquant_cli.cli.bench import bench
 from kquant_cli.cli.compress import compress
 from kquant_cli.cli.console import log
 from kquant_cli.cli.decompress import decompress
 from kquant_cli.cli.demo import demo
 from kquant_cli.cli.evaluate import evaluate
+from kquant_cli.cli.generate import generate
 from kquant_cli.cli.inspect import inspect
 from kquant_cli.errors import KQuantError
 
@@ -31,6 +33,8 @@ app.command("compress")(compress)
 app.command("decompress")(decompress)
 app.command("inspect")(inspect)
 app.command("eval")(evaluate)
+app.command("generate")(generate)
+app.command("bench")(bench)
 app.command("demo")(demo)
 
 

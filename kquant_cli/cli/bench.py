@@ -1,0 +1,69 @@
+"""`kquant bench`: tokens a second, memory and load time, a bundle beside the dense model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kquant_cli.cli.console import console, log, write_results
+from kquant_cli.cli.newest import bundle_or_newest
+
+
+def bench(
+    bundle: Annotated[str | None, typer.Argument(help="A bundle; by default the newest under bundles/.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Also measure this dense model, in 16 bits and, on a CPU, in float32."),
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, read at once (prefill).")] = 256,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens made one by one (decode).")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Each model is measured so often, in turns.")] = 2,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Of the bundle: auto (float32 on the CPU, the source's on a GPU), float32, float16, bfloat16."
+        ),
+    ] = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Write the numbers here as JSON.")
+    ] = None,
+) -> None:
+    """Measure how fast a bundle runs, what memory it takes, and how far it is from the floor that the memory sets.
+
+    The floor is the bytes of weights that a token must read over the bandwidth measured on the spot. Each model runs in
+    a process of its own.
+
+    Example: kquant bench bundles/opt-1.3b-annealed-4bit --against facebook/opt-1.3b --json speed.json
+    """
+    from kquant_cli.placement import resolve_device, resolve_dtype
+    from kquant_cli.report.speed import speed_table
+    from kquant_cli.speed import Row, Workload
+    from kquant_cli.speed import bench as measure_in_turns
+
+    resolve_dtype(dtype, placed := resolve_device(device))
+    path = bundle_or_newest(bundle, "measuring")
+    rows = [Row(path, "bundle" if _is_bundle(path) else "dense", dtype)]
+    if against is not None:
+        dense = ["float32", "bfloat16"] if placed.type == "cpu" else ["auto"]
+        rows += [Row(against, "bundle" if _is_bundle(against) else "dense", name) for name in dense]
+    workload = Workload(prompt_tokens, new_tokens)
+    measured = measure_in_turns(rows, device, workload, rounds, lambda line: log.print(line, highlight=False))
+    entries = [
+        {"path": row.path, "kind": row.kind}
+        | asdict(found)
+        | {"floor_tokens_per_second": found.floor_tokens_per_second}
+        for row, found in zip(rows, measured, strict=True)
+    ]
+    console.print(speed_table(entries))
+    if json_file is not None:
+        write_results(json_file, {"workload": asdict(workload), "rounds": rounds, "models": entries})
+
+
+def _is_bundle(path: str) -> bool:
+    from kquant_cli.bundle import is_bundle
+
+    return is_bundle(Path(path))

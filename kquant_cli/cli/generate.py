@@ -1,0 +1,87 @@
+"""`kquant generate`: text from a bundle, token by token as it is made."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kquant_cli.cli.console import log
+from kquant_cli.cli.newest import bundle_or_newest
+
+if TYPE_CHECKING:
+    from kquant_cli.runtime import LoadedModel
+
+
+def generate(
+    bundle: Annotated[
+        str | None, typer.Argument(help="A bundle or a dense model; by default the newest under bundles/.")
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to go on from; - reads standard input.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0: always the likeliest token; above: drawn, more freely the higher.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws; the same seed gives the same text.")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(help="auto (float32 on the CPU, the source's on a GPU), float32, float16, bfloat16."),
+    ] = "auto",
+) -> None:
+    """Write text from a prompt, straight from the codes; the text goes to standard output, the rest to standard error.
+
+    Example: kquant generate bundles/demo-4bit --prompt "The lighthouse" --max-new-tokens 40 --temperature 0.7
+    """
+    import torch
+    import transformers
+
+    from kquant_cli.runtime import load_model
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    loaded = load_model(bundle_or_newest(bundle, "writing with"), device=device, dtype=dtype)
+    inputs = _inputs(loaded, text, chat)
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
+    settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    model: Any = loaded.model
+    if model.generation_config.pad_token_id is None:
+        settings["pad_token_id"] = loaded.tokenizer.eos_token_id or 0
+    streamer = transformers.TextStreamer(loaded.tokenizer, skip_prompt=chat, skip_special_tokens=True)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        made = model.generate(**inputs, **settings, streamer=streamer)
+    seconds = time.perf_counter() - started
+    count = made.shape[1] - inputs["input_ids"].shape[1]
+    log.print(f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second", highlight=False)
+
+
+def _inputs(loaded: LoadedModel, text: str, chat: bool) -> dict[str, Any]:
+    """What the model reads of the prompt, on its device; KQuantError for an empty, too long or template-less one."""
+    from kquant_cli.errors import KQuantError
+
+    tokenizer = loaded.tokenizer
+    if not text.strip():
+        raise KQuantError("--prompt is empty: give a text to go on from, or - to read one from standard input")
+    if not chat:
+        inputs = tokenizer(text, return_tensors="pt")
+    elif tokenizer.chat_template is None:
+        raise KQuantError(f"{loaded.path} has no chat template: give the prompt without --chat")
+    else:
+        messages = [{"role": "user", "content": text}]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    length = inputs["input_ids"].shape[1]
+    if limit is not None and length >= limit:
+        raise KQuantError(
+            f"--prompt has {length} tokens, where {loaded.path} reads at most {limit}: give a shorter one"
+        )
+    known = ("input_ids", "attention_mask")
+    return {name: tensor.to(loaded.device) for name, tensor in inputs.items() if name in known}

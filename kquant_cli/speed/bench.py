@@ -1,0 +1,69 @@
+"""Models beside each other: each is measured in a process of its own, in turns, so that both see the same machine.
+
+A process of its own, because the largest resident set of a process never shrinks; in turns, because other work on the
+machine comes and goes. Of the rounds the median is kept, and of memory the largest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from kquant_cli.errors import KQuantError
+from kquant_cli.speed.measure import Measurement, Workload, measure
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model to measure, and how: `dtype` as `kquant eval --dtype`."""
+
+    path: str
+    kind: str  # bundle or dense
+    dtype: str
+
+
+def bench(
+    rows: Sequence[Row], device: str, workload: Workload, rounds: int, say: Callable[[str], None]
+) -> list[Measurement]:
+    """Measure every row `rounds` times, in turns; the rows' medians, in their order.
+
+    Raises KQuantError where a model cannot be loaded or run, or its process ends (as where memory runs out).
+    """
+    found: list[list[Measurement]] = [[] for _ in rows]
+    for turn in range(rounds):
+        for row, measurements in zip(rows, found, strict=True):
+            say(f"round {turn + 1} of {rounds}: {row.path} ({row.kind}, {row.dtype})")
+            measurements.append(_in_a_process(row, device, workload))
+    return [_median(measurements) for measurements in found]
+
+
+def _in_a_process(row: Row, device: str, workload: Workload) -> Measurement:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, row.path, device, row.dtype, workload).result()
+        except BrokenProcessPool as error:
+            raise KQuantError(
+                f"the process that measured {row.path} ended: most often memory ran out; give a smaller model or a "
+                "16-bit --dtype"
+            ) from error
+
+
+def _median(measurements: Sequence[Measurement]) -> Measurement:
+    """The median of every time and rate, the maximum of every memory."""
+    first = measurements[0]
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Measurement):
+        given = [getattr(measurement, field.name) for measurement in measurements]
+        if field.name.endswith("memory"):
+            values[field.name] = None if None in given else max(given)
+        elif isinstance(getattr(first, field.name), float):
+            values[field.name] = statistics.median(given)
+        else:
+            values[field.name] = given[0]
+    return Measurement(**values)
