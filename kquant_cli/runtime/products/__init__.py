@@ -11,12 +11,12 @@ from types import ModuleType
 
 from torch import Tensor
 
-from kquant_cli.runtime.products import reference
+from kquant_cli.runtime.products import native, reference
 from kquant_cli.runtime.products.packed import Packed
 
 __all__ = ["BACKENDS", "Packed", "backend_for", "product"]
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference}
+BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference}
 
 
 def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,7 @@ from kquant_cli.threads import for_each
 
 SEED = 3
 LEVELS = [2, 3, 4, 5, 16, 40, 256]
-compiled_only = pytest.mark.skipif(library() is None, reason="no compiler")
+compiled_only = pytest.mark.skipif(library("anneal") is None, reason="no compiler")
 
 
 def drive_for(levels, size, count=30, hard=12):
@@ -37,7 +37,7 @@ def by_torch(x, size, drive):
 
 
 def by_loops(x, size, drive):
-    codes, trace = sweeps._anneal_compiled(library(), x, coupling_of(size), drive)
+    codes, trace = sweeps._anneal_compiled(library("anneal"), x, coupling_of(size), drive)
     return codes.numpy(), trace.numpy()
 
 
