@@ -39,12 +39,17 @@ typedef uint32_t Index __attribute__((vector_size(4 * LANES)));
 typedef uint64_t Half __attribute__((vector_size(4 * LANES)));  // half as many lanes
 typedef double HalfReal __attribute__((vector_size(4 * LANES)));
 typedef int64_t HalfTruth __attribute__((vector_size(4 * LANES)));
-typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
 INLINE Index bytes(const uint8_t *p) {
-    Bytes b;
-    memcpy(&b, p, sizeof b);
-    return __builtin_convertvector(b, Index);
+#if WIDE == 2  // GCC takes the conversion of vectors apart, byte by byte
+    return (Index)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif WIDE == 1
+    return (Index)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
+    Index index;
+    for (int lane = 0; lane < LANES; lane++) index[lane] = p[lane];
+    return index;
+#endif
 }
 
 INLINE Vector load(const float *p) {
@@ -59,29 +64,59 @@ INLINE float sum(Vector v) {
     return total;
 }
 
-// A column of the codebook, of at most ENTRIES levels: `look` up indices, of which only the low bits count.
-template <int ENTRIES> struct Table {
+// The codebook, of at most ENTRIES levels: `look` up indices in a column, or in `both`. Only an index's low bits count.
+// Few levels stand in registers; many are gathered from the cache, u and v at once.
+template <int ENTRIES> struct Book {
     static constexpr int KEPT = ENTRIES < 2 * LANES ? 2 * LANES : ENTRIES;
-    alignas(64) float entries[KEPT];
+    static constexpr bool PAIRS = WIDE == 2 ? ENTRIES > 64 : WIDE == 1 && ENTRIES > 16;
+    alignas(64) float columns[2][KEPT];
+    alignas(64) float pairs[PAIRS ? 2 * KEPT : 1];
 
-    INLINE Vector look(Index index) const {
+    Book(const float *codebook, int levels, int count) {
+        for (int k = 0; k < KEPT; k++)  // again and again: where the levels are a power of two, higher bits do not count
+            for (int c = 0; c < count; c++) {
+                columns[c][k] = codebook[(k % levels) * count + c];
+                if (PAIRS) pairs[2 * k + c] = columns[c][k];
+            }
+    }
+
+    INLINE void both(Index index, Vector &u, Vector &v) const {
+#if WIDE == 2
+        if constexpr (PAIRS) {
+            const __m512i i = _mm512_and_si512((__m512i)index, _mm512_set1_epi32(ENTRIES - 1));
+            const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            const __m512 first = (__m512)_mm512_i32gather_pd(_mm512_castsi512_si256(i), pairs, 8);
+            const __m512 last = (__m512)_mm512_i32gather_pd(_mm512_extracti64x4_epi64(i, 1), pairs, 8);
+            u = (Vector)_mm512_permutex2var_ps(first, even, last);
+            v = (Vector)_mm512_permutex2var_ps(first, _mm512_or_si512(even, _mm512_set1_epi32(1)), last);
+            return;
+        }
+#elif WIDE == 1
+        if constexpr (PAIRS) {
+            const __m256i i = _mm256_and_si256((__m256i)index, _mm256_set1_epi32(ENTRIES - 1));
+            const __m256 first = (__m256)_mm256_i32gather_pd((const double *)pairs, _mm256_castsi256_si128(i), 8);
+            const __m256 last = (__m256)_mm256_i32gather_pd((const double *)pairs, _mm256_extracti128_si256(i, 1), 8);
+            u = (Vector)_mm256_permute4x64_pd((__m256d)_mm256_shuffle_ps(first, last, 0x88), 0xD8);
+            v = (Vector)_mm256_permute4x64_pd((__m256d)_mm256_shuffle_ps(first, last, 0xDD), 0xD8);
+            return;
+        }
+#endif
+        u = look(index, 0);
+        v = look(index, 1);
+    }
+
+    INLINE Vector look(Index index, int column) const {
+        const float *entries = columns[column];
 #if WIDE == 2
         const __m512i i = (__m512i)index;
         const __m512 *t = (const __m512 *)entries;
         if constexpr (ENTRIES <= 16) return (Vector)_mm512_permutexvar_ps(i, t[0]);
         if constexpr (ENTRIES == 32) return (Vector)_mm512_permutex2var_ps(t[0], i, t[1]);
-        if constexpr (ENTRIES == 64 || ENTRIES == 128) {
-            const __mmask16 bit5 = _mm512_test_epi32_mask(i, _mm512_set1_epi32(32));
-            const __m512 low = _mm512_mask_blend_ps(bit5, _mm512_permutex2var_ps(t[0], i, t[1]),
-                                                    _mm512_permutex2var_ps(t[2], i, t[3]));
-            if constexpr (ENTRIES == 64) return (Vector)low;
-            const __m512 *h = t + (ENTRIES > 64 ? 4 : 0);
-            const __m512 high = _mm512_mask_blend_ps(bit5, _mm512_permutex2var_ps(h[0], i, h[1]),
-                                                     _mm512_permutex2var_ps(h[2], i, h[3]));
-            const __mmask16 bit6 = _mm512_test_epi32_mask(i, _mm512_set1_epi32(64));
-            return (Vector)_mm512_mask_blend_ps(bit6, low, high);
-        }
-        return (Vector)_mm512_i32gather_ps(i, entries, 4);  // a code of 8 bits is a whole byte: no bits are above it
+        if constexpr (ENTRIES == 64)
+            return (Vector)_mm512_mask_blend_ps(_mm512_test_epi32_mask(i, _mm512_set1_epi32(32)),
+                                                _mm512_permutex2var_ps(t[0], i, t[1]),
+                                                _mm512_permutex2var_ps(t[2], i, t[3]));
+        return (Vector)_mm512_i32gather_ps(_mm512_and_si512(i, _mm512_set1_epi32(ENTRIES - 1)), entries, 4);
 #elif WIDE == 1
         const __m256i i = (__m256i)index;
         const __m256 *t = (const __m256 *)entries;
@@ -104,7 +139,8 @@ struct Job {
     long rows, columns, words;
     int levels, digits, size;
     const float *codebook, *activations;  // activations: as `arrange` leaves them
-    long columns_used;                    // of the codebook
+    long arranged;  // where those for the second column begin, where the columns are not multiplied together
+    int book_columns;
     long tokens;
     float *first, *second;
     const float *scales;  // (rows, groups), only where rows are decoded
@@ -112,11 +148,6 @@ struct Job {
     std::atomic<long> next;
     long step;
 };
-
-template <int ENTRIES> void fill(Table<ENTRIES> &table, const Job &job, int column) {
-    for (int k = 0; k < table.KEPT; k++)  // where the levels are a power of two, higher bits must not matter
-        table.entries[k] = job.codebook[(k % job.levels) * job.columns_used + column];
-}
 
 // Levels 2^BITS, and all levels above 128 (BITS = 8): digits are fields of bits.
 template <int BITS> struct Fields {
@@ -211,7 +242,11 @@ template <int MOST> struct Fractions {
         HalfReal low[2], middle[2] = {}, top[2] = {};
         State s;
         third(p, stride, 0, low);
-        if (size > 3) third(p, stride, 3, middle);
+        if (size <= 3) {
+            for (int half = 0; half < 2; half++) s.parts[0][half] = fraction(low[half], low_factor);
+            return s;
+        }
+        third(p, stride, 3, middle);
         if (size > 6) third(p, stride, 6, top);
         for (int half = 0; half < 2; half++) {
             const HalfReal above = fma(top[half], all(0x1p48), middle[half] * all(0x1p24));  // exact
@@ -219,13 +254,11 @@ template <int MOST> struct Fractions {
                 s.parts[0][half] = fraction(above + low[half], low_factor);
                 continue;
             }
-            const HalfReal middling = fma(above + low[half], all(inverse), all(0x1p52));
-            HalfReal quotient = middling - all(0x1p52);                            // right, or one too many or few
-            HalfReal rest = fma(quotient, all(-power), above) + low[half];         // exact
-            const HalfTruth under = rest < all(0), over = rest >= all(power);
-            quotient = under ? quotient - all(1) : over ? quotient + all(1) : quotient;
-            rest = under ? rest + all(power) : over ? rest - all(power) : rest;
-            s.parts[0][half] = fraction(rest, low_factor);
+            const HalfReal nearest = fma(above + low[half], all(inverse), all(0x1p52)) - all(0x1p52);
+            const HalfReal rest = fma(nearest, all(-power), above) + low[half];  // exact, from -power/2 to power/2
+            const HalfTruth under = rest < all(0);
+            const HalfReal quotient = under ? nearest - all(1) : nearest;
+            s.parts[0][half] = fraction(under ? rest + all(power) : rest, low_factor);
             s.parts[1][half] = fraction(quotient, high_factor);
         }
         return s;
@@ -324,10 +357,10 @@ struct Rows {
     }
 };
 
+// One row of sums a token for ROWS rows from `first`: both columns of the codebook, or one of them.
 template <class Code, int TOKENS, int COLUMNS>
-__attribute__((noinline)) void multiply(const Job &job, const Code &code, const Table<Code::ENTRIES> *tables,
+__attribute__((noinline)) void multiply(const Job &job, const Code &code, const Book<Code::ENTRIES> &book, int column,
                                         const float *x, long first, float *out, long kept) {
-    const Table<Code::ENTRIES> u = tables[0], v = tables[COLUMNS - 1];
     Rows rows(job, first);
     Vector sums[ROWS][TOKENS] = {};
     for (long block = 0; block * LANES < job.words; block++) {
@@ -339,17 +372,17 @@ __attribute__((noinline)) void multiply(const Job &job, const Code &code, const 
         }
         code.each(states, [&](int, const Index(&index)[ROWS]) __attribute__((always_inline)) {
             UNROLL for (int r = 0; r < ROWS; r++) {
-                const Vector value = u.look(index[r]);
-                UNROLL for (int m = 0; m < TOKENS; m++) sums[r][m] += value * load(x + m * LANES);
-            }
-            x += TOKENS * LANES;
-            if constexpr (COLUMNS == 2) {
-                UNROLL for (int r = 0; r < ROWS; r++) {
-                    const Vector value = v.look(index[r]);
-                    UNROLL for (int m = 0; m < TOKENS; m++) sums[r][m] += value * load(x + m * LANES);
+                Vector u, v;
+                if constexpr (COLUMNS == 2)
+                    book.both(index[r], u, v);
+                else
+                    u = book.look(index[r], column);
+                UNROLL for (int m = 0; m < TOKENS; m++) {
+                    sums[r][m] += u * load(x + m * LANES);
+                    if constexpr (COLUMNS == 2) sums[r][m] += v * load(x + (TOKENS + m) * LANES);
                 }
-                x += TOKENS * LANES;
             }
+            x += COLUMNS * TOKENS * LANES;
         });
     }
     for (int r = 0; r < ROWS && first + r < job.rows; r++)
@@ -381,17 +414,17 @@ template <class Code> long arrange(const Job &job, const float *const *inputs, i
 }
 
 template <class Code, int COLUMNS>
-void multiply_rows(const Job &job, const Code &code, const Table<Code::ENTRIES> *tables, const float *x, float *out,
-                   long begin, long end) {
+void multiply_rows(const Job &job, const Code &code, const Book<Code::ENTRIES> &book, int column, const float *x,
+                   float *out, long begin, long end) {
     const long width = (job.words + LANES - 1) / LANES * job.digits * COLUMNS * LANES;
     for (long token = 0, group; token < job.tokens; token += group) {
         group = together(job.tokens - token);
         for (long row = begin; row < end; row += ROWS) {
             float *const to = out + token * job.rows;
             if (group == 1)
-                multiply<Code, 1, COLUMNS>(job, code, tables, x, row, to, 1);
+                multiply<Code, 1, COLUMNS>(job, code, book, column, x, row, to, 1);
             else
-                multiply<Code, MOST_TOKENS, COLUMNS>(job, code, tables, x, row, to, job.tokens - token);
+                multiply<Code, MOST_TOKENS, COLUMNS>(job, code, book, column, x, row, to, job.tokens - token);
         }
         x += group * width;
     }
@@ -399,7 +432,7 @@ void multiply_rows(const Job &job, const Code &code, const Table<Code::ENTRIES> 
 
 // Rows to float32: u, and v `columns` behind it, `stride` floats a row.
 template <class Code>
-void decode_rows(const Job &job, const Code &code, const Table<Code::ENTRIES> *tables, long begin, long end) {
+void decode_rows(const Job &job, const Code &code, const Book<Code::ENTRIES> &book, long begin, long end) {
     for (long first = begin; first < end; first += ROWS) {
         Rows rows(job, first);
         const long kept = end - first < ROWS ? end - first : ROWS;
@@ -416,8 +449,8 @@ void decode_rows(const Job &job, const Code &code, const Table<Code::ENTRIES> *t
                 if (count <= 0) return;
                 count = count < LANES ? count : LANES;
                 for (long r = 0; r < kept; r++)
-                    for (long c = 0; c < job.columns_used; c++) {
-                        const Vector value = tables[c].look(index[r]);
+                    for (long c = 0; c < job.book_columns; c++) {
+                        const Vector value = book.look(index[r], c);
                         float *const out = job.first + (first + r) * job.stride + c * job.columns + to;
                         if (count == LANES)
                             memcpy(out, &value, sizeof value);
@@ -427,7 +460,7 @@ void decode_rows(const Job &job, const Code &code, const Table<Code::ENTRIES> *t
             });
         }
         for (long r = first; job.scales && r < first + kept; r++)
-            for (long c = 0; c < job.columns_used; c++)
+            for (long c = 0; c < job.book_columns; c++)
                 for (long g = 0; g < job.groups; g++) {
                     float *const out = job.first + r * job.stride + c * job.columns;
                     const long stop = (g + 1) * job.group < job.columns ? (g + 1) * job.group : job.columns;
@@ -440,22 +473,17 @@ void decode_rows(const Job &job, const Code &code, const Table<Code::ENTRIES> *t
 template <class Code> void work(void *data) {
     Job &job = *(Job *)data;
     const Code code(job);
-    Table<Code::ENTRIES> tables[2];
-    for (int c = 0; c < job.columns_used; c++) fill(tables[c], job, c);
-    const long blocks = (job.words + LANES - 1) / LANES;
-    const float *x = job.activations, *y = x + job.tokens * 0;
-    long padded = 0;
-    for (long token = 0, group; token < job.tokens; token += group) padded += group = together(job.tokens - token);
-    y = x + padded * blocks * job.digits * LANES;
+    const Book<Code::ENTRIES> book(job.codebook, job.levels, job.book_columns);
+    const float *const x = job.activations, *const y = x + job.arranged;
     for (long begin; (begin = job.next.fetch_add(job.step)) < job.rows;) {
         const long end = begin + job.step < job.rows ? begin + job.step : job.rows;
         if (!x) {
-            decode_rows(job, code, tables, begin, end);
-        } else if (job.columns_used == 2 && !job.second) {
-            multiply_rows<Code, 2>(job, code, tables, x, job.first, begin, end);
+            decode_rows(job, code, book, begin, end);
+        } else if (job.book_columns == 2 && !job.second) {
+            multiply_rows<Code, 2>(job, code, book, 0, x, job.first, begin, end);
         } else {
-            multiply_rows<Code, 1>(job, code, tables, x, job.first, begin, end);
-            if (job.second) multiply_rows<Code, 1>(job, code, tables + 1, y, job.second, begin, end);
+            multiply_rows<Code, 1>(job, code, book, 0, x, job.first, begin, end);
+            if (job.second) multiply_rows<Code, 1>(job, code, book, 1, y, job.second, begin, end);
         }
     }
 }
@@ -489,8 +517,8 @@ int run(Job &job, const float *a, const float *b, int threads, Parallel *paralle
         job.activations = x;
         const float *const inputs[] = {a, b}, *const second[] = {b};
         if (!b || job.second) {
-            x += arrange<Code>(job, inputs, 1, x);
-            if (b) arrange<Code>(job, second, 1, x);
+            job.arranged = arrange<Code>(job, inputs, 1, x);
+            if (b) arrange<Code>(job, second, 1, x + job.arranged);
         } else {
             arrange<Code>(job, inputs, 2, x);
         }
@@ -534,7 +562,7 @@ extern "C" int kquant_product(const uint8_t *codes, long rows, long columns, int
                               const float *codebook, int book_columns, const float *a, const float *b, long tokens,
                               float *first, float *second, int threads, Parallel *parallel) {
     const long words = (columns + digits - 1) / digits;
-    Job job{codes, codes + rows * words * size, rows, columns, words, levels, digits, size, codebook, nullptr,
+    Job job{codes, codes + rows * words * size, rows, columns, words, levels, digits, size, codebook, nullptr, 0,
             book_columns, tokens, first, second, nullptr, 0, 0, 0, {0}, 0};
     return dispatch(job, a, b, threads, parallel);
 }
@@ -544,7 +572,7 @@ extern "C" int kquant_decode(const uint8_t *codes, long rows, long columns, int 
                              const float *codebook, int book_columns, const float *scales, long group, long groups,
                              float *out, int threads, Parallel *parallel) {
     const long words = (columns + digits - 1) / digits;
-    Job job{codes, codes + rows * words * size, rows, columns, words, levels, digits, size, codebook, nullptr,
+    Job job{codes, codes + rows * words * size, rows, columns, words, levels, digits, size, codebook, nullptr, 0,
             book_columns, 0, out, nullptr, scales, group, groups, book_columns * columns, {0}, 0};
     return dispatch(job, nullptr, nullptr, threads, parallel);
 }
