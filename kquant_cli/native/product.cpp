@@ -59,9 +59,13 @@ INLINE Vector load(const float *p) {
 }
 
 INLINE float sum(Vector v) {
-    float total = 0;
-    for (int lane = 0; lane < LANES; lane++) total += v[lane];
-    return total;
+#if WIDE == 2
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    for (int half = LANES / 2; half; half /= 2)  // in pairs: a chain of sums would wait for each
+        for (int lane = 0; lane < half; lane++) v[lane] += v[lane + half];
+    return v[0];
+#endif
 }
 
 // The codebook, of at most ENTRIES levels: `look` up indices in a column, or in `both`. Only an index's low bits count.
