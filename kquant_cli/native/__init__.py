@@ -32,7 +32,7 @@ COMPILERS = ("c++", "g++", "clang++")
 
 @cache
 def library(name: str) -> ctypes.CDLL | None:
-    """The compiled loops of the source `name`.cpp, or None where there is no compiler that can make them (or KQUANT_NATIVE is 0)."""
+    """The compiled loops of `name`.cpp, or None where no compiler can make them (or KQUANT_NATIVE is 0)."""
     if os.environ.get("KQUANT_NATIVE") == "0":
         return None
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)

@@ -565,6 +565,7 @@ int dispatch(Job &job, const float *a, const float *b, int threads, Parallel *pa
 extern "C" int kquant_product(const uint8_t *codes, long rows, long columns, int levels, int digits, int size,
                               const float *codebook, int book_columns, const float *a, const float *b, long tokens,
                               float *first, float *second, int threads, Parallel *parallel) {
+    if (!tokens) return 0;
     const long words = (columns + digits - 1) / digits;
     Job job{codes, codes + rows * words * size, rows, columns, words, levels, digits, size, codebook, nullptr, 0,
             book_columns, tokens, first, second, nullptr, 0, 0, 0, {0}, 0};

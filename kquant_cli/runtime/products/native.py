@@ -1,6 +1,6 @@
 """The product on a CPU by the loops of native/product.cpp: few tokens straight from the codes, many by decoded tiles.
 
-A few tokens (`FEW`) are multiplied in registers while the codes pass by once, so that what is read is the packed
+A few tokens are multiplied in registers while the codes pass by once, so that what is read is the packed
 matrix. More are worth a tile of rows decoded to float32 and a matrix product of torch's. So are scales of groups.
 
 The loops share torch's threads: no second pool beside it competes for the cores. They are given the entry point
@@ -13,6 +13,7 @@ import ctypes
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from kquant_cli.native import library
 from kquant_cli.packing import word
 from kquant_cli.runtime.products.packed import Packed
 
-FEW = 16  # tokens multiplied without decoding
-TILE = 2**20  # weights decoded at a time
+FEW, MANY = 32, 64  # tokens up to which decoding tiles is no faster, in general and where a look-up is a permutation
+TILE = 2**18  # weights decoded at a time: u and v are 2 MiB
+PERMUTED = (2, 4, 8, 16, 32)
 ALONE = 2**18  # weights times tokens below which one thread takes less time than it takes to start others
 
 
@@ -43,7 +45,7 @@ def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[T
 
     b is None where the codebook has one column.
     """
-    if len(a) > FEW or packed.group_scale is not None:
+    if len(a) > (MANY if packed.levels in PERMUTED else FEW) or packed.group_scale is not None:
         return _by_tiles(packed, a, b, split)
     first = a.new_empty(len(a), packed.rows)
     second = torch.empty_like(first) if split and b is not None else None
@@ -62,10 +64,9 @@ def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[T
 
 def _by_tiles(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[Tensor, Tensor | None]:
     """A tile of rows [u v] is decoded, and multiplied with [a b] or, where `split`, with each."""
-    both = b is not None
     first = a.new_empty(len(a), packed.rows)
-    second = torch.empty_like(first) if split and both else None
-    if both and second is None:
+    second = torch.empty_like(first) if split and b is not None else None
+    if b is not None and second is None:
         a = torch.cat([a, b], dim=1)
     step = max(1, TILE // packed.columns)
     tile = a.new_empty(min(step, packed.rows), packed.codebook.shape[1] * packed.columns)
@@ -76,7 +77,7 @@ def _by_tiles(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple
         part = tile[: len(codes)]
         scale, groups = (None, 0) if scales is None else (scales[rows].data_ptr(), scales.shape[1])
         _call("kquant_decode", packed, codes, (scale, packed.group, groups, part.data_ptr()), part.numel())
-        if second is None:
+        if second is None or b is None:
             torch.mm(a, part.T, out=first[:, rows])
         else:
             torch.mm(a, part[:, : packed.columns].T, out=first[:, rows])
@@ -112,7 +113,7 @@ def _call(name: str, packed: Packed, codes: Tensor, arguments: tuple[int | None,
 def _functions() -> dict[str, ctypes._CFuncPtr]:  # type: ignore[name-defined]
     """The library's functions, told their arguments' types."""
     pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    matrix = [pointer, number, number, whole, whole, whole, pointer, whole]
+    matrix: list[Any] = [pointer, number, number, whole, whole, whole, pointer, whole]
     loops = library("product")
     assert loops is not None
     loops.kquant_product.argtypes = [*matrix, pointer, pointer, number, pointer, pointer, whole, pointer]

@@ -150,7 +150,7 @@ def test_the_codes_of_a_row_are_its_own(rows):
 
 
 def test_the_torch_codes_of_a_row_are_its_own(monkeypatch):
-    monkeypatch.setattr(sweeps, "library", lambda: None)
+    monkeypatch.setattr(sweeps, "library", lambda name: None)
     x, drive = reference.gaussian(70, 96), drive_for(5, 96, 10, 3)
     codes, trace = anneal(x, coupling_of(96), drive)
     monkeypatch.setattr(sweeps, "ELEMENTS", {"cpu": 17 * 96})
@@ -174,7 +174,7 @@ def test_anneal_takes_the_compiled_loops_where_it_can(monkeypatch):
     """Not for orders of the DCT that are too large for a matrix."""
     called = []
     monkeypatch.setattr(sweeps, "_anneal_compiled", lambda *args: called.append(args) or (None, None))
-    monkeypatch.setattr(sweeps, "library", lambda: "loops")
+    monkeypatch.setattr(sweeps, "library", lambda name: "loops")
     anneal(reference.gaussian(2, 96), coupling_of(96), drive_for(4, 96))
     assert len(called) == 1
     codes, _ = anneal(reference.gaussian(2, 1026), coupling_of(1026), drive_for(4, 1026, count=3))
