@@ -8,7 +8,8 @@ what the machine says, at most 1024), and one is read after the other, so that w
 a model runs. All methods take turns in every round, so that other work on the machine treats them alike; numbers are
 medians over the rounds, ratios those of the medians. `floor` is the time in which the packed bytes can be read at the
 bandwidth that a sum over a large buffer reaches in the same rounds. `transforms` is the time of both transforms of the
-activations of one token (`runtime/transforms.py`), which a layer adds to its product.
+activations (`runtime/transforms.py`), which a layer adds to its product. The fastest round is in the file, too: on a
+machine that does other work, medians of several threads mostly say how long a thread waits for a core.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def cache_bytes() -> int:
     return min(max(found, default=2**26), LARGEST_CACHE)
 
 
-def median_times(methods: dict[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each method, which gets the number of the call; a method is called several times a round if short."""
+def turns(methods: dict[str, Callable[[int], object]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each method, median and fastest round; it gets the number of its call, of several a round if short."""
     times: dict[str, list[float]] = {name: [] for name in methods}
     calls = dict.fromkeys(methods, 0)
     for _ in range(rounds + 1):
@@ -56,7 +57,8 @@ def median_times(methods: dict[str, Callable[[int], object]], rounds: int) -> di
                 done += 1
                 calls[name] += 1
             times[name].append(spent / done)
-    return {name: statistics.median(found[1:]) for name, found in times.items()}  # the first round warms up
+    times = {name: found[1:] for name, found in times.items()}  # the first round warms up
+    return {name: statistics.median(found) for name, found in times.items()}, {n: min(f) for n, f in times.items()}
 
 
 def copies(size: int, cache: int) -> int:
@@ -78,15 +80,15 @@ def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str,
         a, b = torch.randn(2, tokens, columns)
         backends = {levels: backend_for(matrices[0], a, False) for levels, matrices in packed.items()}
         methods: dict[str, Callable[[int], object]] = {
-            str(levels): (lambda i, p=matrices: product(p[i % len(p)], a, b, False))  # type: ignore[misc]
+            str(levels): (lambda i, p=matrices, a=a, b=b: product(p[i % len(p)], a, b, False))  # type: ignore[misc]
             for levels, matrices in packed.items()
         }
         for dtype, matrices in dense.items():
             x = a.to(dtype)
             methods[str(dtype)] = lambda i, w=matrices, x=x: x @ w[i % len(w)].T  # type: ignore[misc]
         methods["sum"] = lambda i: stream.sum()
-        methods["transforms"] = lambda i: adjoint_pair(*frame, a)
-        seconds = median_times(methods, rounds)
+        methods["transforms"] = lambda i, a=a: adjoint_pair(*frame, a)  # type: ignore[misc]
+        seconds, fastest = turns(methods, rounds)
         bandwidth = stream.numel() * 4 / seconds["sum"]
         for levels in LEVELS:
             size, mine = rows * row_bytes(columns, levels), seconds[str(levels)]
@@ -104,6 +106,8 @@ def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str,
                     "times_float32": seconds[str(torch.float32)] / mine,
                     "times_bfloat16": seconds[str(torch.bfloat16)] / mine,
                     "times_float32_with_transforms": seconds[str(torch.float32)] / (mine + seconds["transforms"]),
+                    "fastest_ms": 1e3 * fastest[str(levels)],
+                    "fastest_times_float32": fastest[str(torch.float32)] / fastest[str(levels)],
                     "gb_per_s": size / mine / 1e9,
                     "bandwidth_gb_per_s": bandwidth / 1e9,
                     "floor_ms": 1e3 * size / bandwidth,
@@ -112,7 +116,8 @@ def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str,
             row = found[-1]
             print(
                 f"{rows} x {columns}  {levels:3} levels  {tokens:2} tokens  {row['ms']:8.3f} ms  float32 "
-                f"{row['float32_ms']:8.3f} ({row['times_float32']:.2f} x)  bfloat16 {row['bfloat16_ms']:8.3f}  "
+                f"{row['float32_ms']:8.3f} ({row['times_float32']:.2f} x, fastest "
+                f"{row['fastest_times_float32']:.2f} x)  bfloat16 {row['bfloat16_ms']:8.3f}  "
                 f"transforms {row['transforms_ms']:.3f}  {row['gb_per_s']:.1f} of {bandwidth / 1e9:.1f} GB/s",
                 flush=True,
             )
@@ -120,7 +125,7 @@ def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str,
 
 
 def packed_copies(rows: int, columns: int, levels: int, cache: int) -> list[Packed]:
-    """Matrices of random codes: bytes of a word above levels^digits occur, which no packed matrix has, at no cost."""
+    """Matrices of random codes: words above levels^digits occur, which no packed matrix has, and cost the same."""
     size = row_bytes(columns, levels)
     number = copies(rows * size, cache)
     return [

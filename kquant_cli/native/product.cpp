@@ -10,7 +10,6 @@
 // Vectors are those of GCC and Clang; permutations and wide products are AVX-512's or AVX2's where there are such.
 
 #include <atomic>
-#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -200,15 +199,20 @@ template <int MOST> struct Fractions {
     double power, inverse, low_factor, high_factor;
 
     explicit Fractions(const Job &job) : levels(job.levels), size(job.size), low_digits(job.digits), high_digits(0) {
-        const double most = 4294000000.0;
-        if (std::pow(levels, job.digits) > most) {
+        if (power_of(levels, job.digits) > 4294000000.0) {
             high_digits = job.digits / 2;
             low_digits = job.digits - high_digits;
         }
-        power = std::pow(levels, low_digits);
+        power = power_of(levels, low_digits);
         inverse = 1 / power;
         low_factor = 4294967296.0 / power;
-        high_factor = 4294967296.0 / std::pow(levels, high_digits);
+        high_factor = 4294967296.0 / power_of(levels, high_digits);
+    }
+
+    static double power_of(double base, int exponent) {  // exact where it must be
+        double product = 1;
+        for (; exponent; exponent--) product *= base;
+        return product;
     }
 
 #if WIDE
