@@ -123,14 +123,14 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 def _versions(device: torch.device | str) -> dict[str, str]:
     versions = {"kashin-quant": kquant_cli.__version__, "torch": torch.__version__}
-    loops = "compiled" if torch.device(device).type == "cpu" and library() is not None else "torch"
+    loops = "compiled" if torch.device(device).type == "cpu" and library("anneal") is not None else "torch"
     return versions | {"python": platform.python_version(), "device": torch.device(device).type, "loops": loops}
 
 
 def _slow(plan: Plan, device: torch.device | str) -> str | None:
     """A word on annealing without the compiled loops."""
     annealed = any(job.config.encoder == "annealed" for job in plan.jobs)
-    if torch.device(device).type != "cpu" or not annealed or library() is not None:
+    if torch.device(device).type != "cpu" or not annealed or library("anneal") is not None:
         return None
     return "note: no C++ compiler was found, so the annealing runs in torch, ten to thirty times slower; install g++"
 

@@ -7,6 +7,8 @@ in it may be executed, the loops are compiled into a temporary folder, for this 
 
     KQUANT_NATIVE=0   do without
     CXX               the compiler, instead of c++, g++ or clang++
+
+Each source is a library of its own: what is not used is not compiled.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("anneal.cpp")
+SOURCES = Path(__file__).parent
 OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC", "-w")
 TUNED = ("-march=native", "-mcpu=native", "")  # what the compiler takes on this kind of processor
 COMPILERS = ("c++", "g++", "clang++")
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled loops, or None where there is no compiler that can make them (or KQUANT_NATIVE is 0)."""
+def library(name: str) -> ctypes.CDLL | None:
+    """The compiled loops of `name`.cpp, or None where no compiler can make them (or KQUANT_NATIVE is 0)."""
     if os.environ.get("KQUANT_NATIVE") == "0":
         return None
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
@@ -38,9 +40,9 @@ def library() -> ctypes.CDLL | None:
         return None
     with suppress(subprocess.CalledProcessError):
         with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home
-            return _load(compiler, cache_folder())
+            return _load(compiler, SOURCES / f"{name}.cpp", cache_folder())
         with suppress(OSError), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            return _load(compiler, Path(folder))  # what is loaded outlives its file
+            return _load(compiler, SOURCES / f"{name}.cpp", Path(folder))  # what is loaded outlives its file
     return None
 
 
@@ -49,27 +51,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kashin-quant"
 
 
-def _load(compiler: str, folder: Path) -> ctypes.CDLL:
-    """The loops from `folder`, compiled into it where they are not there, or not whole.
+def _load(compiler: str, source: Path, folder: Path) -> ctypes.CDLL:
+    """The loops of `source` from `folder`, compiled into it where they are not there, or not whole.
 
     Raises OSError where files cannot be read, written or loaded, CalledProcessError where the compiler fails.
     """
-    text = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, *OPTIONS, *TUNED, _processor()])
+    text = "\n".join([source.read_text(encoding="utf-8"), compiler, *OPTIONS, *TUNED, _processor()])
     stem = f"kquant-{_digest(text.encode())}"
     for built in folder.glob(f"{stem}-*.so"):
         if built.stem == f"{stem}-{_digest(built.read_bytes())}":
             return ctypes.CDLL(str(built))
         built.unlink(missing_ok=True)  # to load half a file can end the process
-    return ctypes.CDLL(str(_build(compiler, folder, stem)))
+    return ctypes.CDLL(str(_build(compiler, source, folder, stem)))
 
 
-def _build(compiler: str, folder: Path, stem: str) -> Path:
+def _build(compiler: str, source: Path, folder: Path, stem: str) -> Path:
     """Compile into a temporary file in `folder`, then rename it: another process never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         part = Path(temporary) / "part.so"
         for tuned in TUNED:
-            command = [compiler, *OPTIONS, *filter(None, [tuned]), "-o", str(part), str(SOURCE)]
+            command = [compiler, *OPTIONS, *filter(None, [tuned]), "-o", str(part), str(source)]
             run = subprocess.run(command, capture_output=True, check=False)
             if run.returncode == 0:
                 break

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kquant_cli.bases import BasisSpec
+from kquant_cli.runtime.transforms import adjoint_pair
 
 
 @dataclass
@@ -49,14 +50,10 @@ class Coordinates:
         x = x.reshape(-1, x.shape[-1])
         if x.device.type == "cpu":
             x = x.to(torch.promote_types(x.dtype, torch.float32))
+        inverse = None
         if channel_scale is not None:
-            x = (x / channel_scale.to(x.device, torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
-        a = x if self.right_u is None else self.right_u.make().adjoint(x)
-        if self.columns == 1:
-            return a, None
-        if self.right_v == self.right_u:
-            return a, a
-        return a, x if self.right_v is None else self.right_v.make().adjoint(x)
+            inverse = channel_scale.to(x.device, torch.promote_types(x.dtype, torch.float32)).reciprocal()
+        return adjoint_pair(self.right_u, self.right_v if self.columns == 2 else None, x, inverse, self.columns == 2)
 
     def _forget(self, gone: weakref.ref[Tensor]) -> None:
         if self._kept is not None and self._kept.input is gone:

@@ -24,9 +24,9 @@ from kquant_cli.native import library
 torch.set_num_threads(1)
 weight = torch.randn(20, 192, generator=torch.Generator().manual_seed(0))
 error = encode(weight, EncoderConfig(bits=3)).record.relative_error ** 2
-print("compiled" if library() else "torch", error)
+print("compiled" if library("anneal") else "torch", error)
 """
-LOAD = "from kquant_cli.native import library; print('compiled' if library() else 'torch')"
+LOAD = "from kquant_cli.native import library; print('compiled' if library('anneal') else 'torch')"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def fake(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiler")
     real = next(filter(None, map(shutil.which, native.COMPILERS)))
     built = folder / "built.so"
-    subprocess.run([real, *native.OPTIONS, "-o", str(built), str(native.SOURCE)], check=True)
+    subprocess.run([real, *native.OPTIONS, "-o", str(built), str(native.SOURCES / "anneal.cpp")], check=True)
     return script(folder / "fake", f'while [ "$1" != -o ]; do shift; done\ncp {built} "$2"')
 
 
@@ -190,16 +190,16 @@ def test_a_user_without_a_home(monkeypatch, fake, tmp_path):
     monkeypatch.setenv("CXX", str(fake))
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.setattr(native, "cache_folder", homeless)
-    assert isinstance(native.library.__wrapped__(), ctypes.CDLL)
+    assert isinstance(native.library.__wrapped__("anneal"), ctypes.CDLL)
     assert calls(tmp_path) == 1
 
 
 def test_the_source_may_be_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("KQUANT_NATIVE", raising=False)
-    monkeypatch.setattr(native, "SOURCE", tmp_path / "none.cpp")
-    assert native.library.__wrapped__() is None
+    monkeypatch.setattr(native, "SOURCES", tmp_path)
+    assert native.library.__wrapped__("anneal") is None
 
 
 def test_the_library_is_loaded_once():
-    assert native.library() is native.library()
+    assert native.library("anneal") is native.library("anneal")

@@ -85,7 +85,7 @@ def anneal(x: Tensor, coupling: Coupling, drive: Sweeps) -> tuple[Tensor, Tensor
     """
     x = x.contiguous()  # as the kernels want it
     small = power_and_order(coupling.size)[1] <= LARGEST_DENSE
-    if x.device.type == "cpu" and small and (compiled := library()) is not None:
+    if x.device.type == "cpu" and small and (compiled := library("anneal")) is not None:
         return _anneal_compiled(compiled, x, coupling, drive)
     rows = max(1, ELEMENTS.get(x.device.type, ELEMENTS["cpu"]) // coupling.size)
     parts = [_anneal_torch(part, coupling, drive) for part in x.split(rows)]

@@ -12,13 +12,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from kquant_cli.runtime.products import gpu, reference
+from kquant_cli.runtime.products import gpu, native, reference
 from kquant_cli.runtime.products.gradient import DifferentiableProduct
 from kquant_cli.runtime.products.packed import Packed
 
 __all__ = ["BACKENDS", "Packed", "backend_for", "product"]
 
-BACKENDS: dict[str, ModuleType] = {"gpu": gpu, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"gpu": gpu, "native": native, "reference": reference}
 
 
 def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[Tensor, Tensor | None]:

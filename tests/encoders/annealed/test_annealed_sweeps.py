@@ -13,7 +13,7 @@ from kquant_cli.threads import for_each
 
 SEED = 3
 LEVELS = [2, 3, 4, 5, 16, 40, 256]
-compiled_only = pytest.mark.skipif(library() is None, reason="no compiler")
+compiled_only = pytest.mark.skipif(library("anneal") is None, reason="no compiler")
 
 
 def drive_for(levels, size, count=30, hard=12):
@@ -37,7 +37,7 @@ def by_torch(x, size, drive):
 
 
 def by_loops(x, size, drive):
-    codes, trace = sweeps._anneal_compiled(library(), x, coupling_of(size), drive)
+    codes, trace = sweeps._anneal_compiled(library("anneal"), x, coupling_of(size), drive)
     return codes.numpy(), trace.numpy()
 
 
@@ -150,7 +150,7 @@ def test_the_codes_of_a_row_are_its_own(rows):
 
 
 def test_the_torch_codes_of_a_row_are_its_own(monkeypatch):
-    monkeypatch.setattr(sweeps, "library", lambda: None)
+    monkeypatch.setattr(sweeps, "library", lambda name: None)
     x, drive = reference.gaussian(70, 96), drive_for(5, 96, 10, 3)
     codes, trace = anneal(x, coupling_of(96), drive)
     monkeypatch.setattr(sweeps, "ELEMENTS", {"cpu": 17 * 96})
@@ -174,7 +174,7 @@ def test_anneal_takes_the_compiled_loops_where_it_can(monkeypatch):
     """Not for orders of the DCT that are too large for a matrix."""
     called = []
     monkeypatch.setattr(sweeps, "_anneal_compiled", lambda *args: called.append(args) or (None, None))
-    monkeypatch.setattr(sweeps, "library", lambda: "loops")
+    monkeypatch.setattr(sweeps, "library", lambda name: "loops")
     anneal(reference.gaussian(2, 96), coupling_of(96), drive_for(4, 96))
     assert len(called) == 1
     codes, _ = anneal(reference.gaussian(2, 1026), coupling_of(1026), drive_for(4, 1026, count=3))

@@ -1,0 +1,158 @@
+// Activations in the coordinates of the annealed encoder's two bases (runtime/transforms.py; bases/hadamard_dct.py):
+//
+//     a = T^T (eps_1 * x),    b = T (eps_2 * a),    T = H (x) C of size 2^k m
+//
+// A vector of 2^k m numbers is held as m rows of 2^k, so that both factors meet neighbouring numbers: H runs along the
+// rows, and C combines whole rows. Vectors are those of GCC and Clang.
+
+#include <cstring>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+#define INLINE inline __attribute__((always_inline))
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef int Integers __attribute__((vector_size(4 * LANES)));
+
+// One stage inside a vector: v[lane] + v[lane ^ STEP] below, v[lane ^ STEP] - v[lane] above.
+template <int STEP> INLINE Vector stage(Vector v) {
+    Integers partner;
+    Vector sign, other;
+    for (int lane = 0; lane < LANES; lane++) {
+        partner[lane] = lane ^ STEP;
+        sign[lane] = lane & STEP ? -1 : 1;
+    }
+#ifdef __clang__
+    for (int lane = 0; lane < LANES; lane++) other[lane] = v[lane ^ STEP];
+#else
+    other = __builtin_shuffle(v, partner);
+#endif
+    return v * sign + other;
+}
+
+// Sylvester's matrix of order `size`, a power of two, unscaled, on one row; rows of at least LANES numbers are aligned.
+void sylvester(float *row, long size) {
+    if (size < LANES) {
+        for (long half = 1; half < size; half *= 2)
+            for (long i = 0; i < size; i++)
+                if (!(i & half)) {
+                    const float p = row[i], q = row[i + half];
+                    row[i] = p + q;
+                    row[i + half] = p - q;
+                }
+        return;
+    }
+    Vector *const x = (Vector *)row;
+    const long count = size / LANES;
+    for (long i = 0; i < count; i++) {
+        Vector v = stage<2>(stage<1>(x[i]));
+        if (LANES > 4) v = stage<4>(v);
+        if (LANES > 8) v = stage<8>(v);
+        x[i] = v;
+    }
+    long half = 1;
+    for (; 4 * half <= count; half *= 4)  // two stages at once: half the passes over memory
+        for (long begin = 0; begin < count; begin += 4 * half)
+            for (Vector *a = x + begin; a < x + begin + half; a++) {
+                const Vector p = a[0] + a[half], q = a[0] - a[half];
+                const Vector r = a[2 * half] + a[3 * half], s = a[2 * half] - a[3 * half];
+                a[0] = p + r;
+                a[half] = q + s;
+                a[2 * half] = p - r;
+                a[3 * half] = q - s;
+            }
+    if (half < count)
+        for (Vector *a = x; a < x + half; a++) {
+            const Vector p = a[0] + a[half], q = a[0] - a[half];
+            a[0] = p;
+            a[half] = q;
+        }
+}
+
+// out = C in: C (order, order), rows of `size`. COUNT rows of C at a time, so that a row of `in` is loaded once for all.
+template <int COUNT> void combine_rows(const float *c, long order, const float *in, float *out, long size) {
+    long h = 0;
+    for (; h + 2 * LANES <= size; h += 2 * LANES) {
+        Vector sums[COUNT][2] = {};
+        for (long k = 0; k < order; k++) {
+            const Vector *x = (const Vector *)(in + k * size + h);
+            for (int r = 0; r < COUNT; r++) {
+                sums[r][0] += c[r * order + k] * x[0];
+                sums[r][1] += c[r * order + k] * x[1];
+            }
+        }
+        for (int r = 0; r < COUNT; r++) memcpy(out + r * size + h, sums[r], sizeof sums[r]);
+    }
+    for (; h < size; h++)
+        for (int r = 0; r < COUNT; r++) {
+            float sum = 0;
+            for (long k = 0; k < order; k++) sum += c[r * order + k] * in[k * size + h];
+            out[r * size + h] = sum;
+        }
+}
+
+void combine(const float *c, long order, const float *in, float *out, long size) {
+    long row = 0;
+    for (; row + 4 <= order; row += 4) combine_rows<4>(c + row * order, order, in, out + row * size, size);
+    for (; row < order; row++) combine_rows<1>(c + row * order, order, in, out + row * size, size);
+}
+
+// Rows to a vector.
+void scatter(const float *rows, long power, long order, float *out) {
+    if (order == 1) {
+        memcpy(out, rows, power * sizeof(float));
+        return;
+    }
+    for (long h = 0; h < power; h++)
+        for (long c = 0; c < order; c++) out[h * order + c] = rows[c * power + h];
+}
+
+// A vector to rows, times one or two others.
+void gather(const float *x, const float *factor, const float *inverse, long power, long order, float *rows) {
+    if (order == 1) {
+        for (long i = 0; i < power; i++) rows[i] = x[i] * factor[i];
+        for (long i = 0; inverse && i < power; i++) rows[i] *= inverse[i];
+        return;
+    }
+    for (long h = 0; h < power; h++)
+        for (long c = 0; c < order; c++) {
+            const long i = h * order + c;
+            rows[c * power + h] = inverse ? x[i] * inverse[i] * factor[i] : x[i] * factor[i];
+        }
+}
+
+}  // namespace
+
+// x, a, b (tokens, power * order). first: eps_1 over sqrt(power); second: eps_2 over sqrt(power), as (order, power).
+// inverse: null, or what x is multiplied with before. dense, transposed (order, order): C and C^T. workspace: at least
+// 2 * power * order floats, aligned to 64 bytes.
+extern "C" void kquant_transform_pair(const float *x, long tokens, long power, long order, const float *inverse,
+                                      const float *first, const float *second, const float *dense,
+                                      const float *transposed, float *workspace, float *a, float *b) {
+    const long size = power * order;
+    for (; tokens; tokens--, x += size, a += size, b += size) {
+        float *now = workspace, *other = workspace + size;
+        gather(x, first, inverse, power, order, now);
+        for (long c = 0; c < order; c++) sylvester(now + c * power, power);
+        if (order > 1) {
+            combine(transposed, order, now, other, power);
+            float *const swap = now;
+            now = other;
+            other = swap;
+        }
+        scatter(now, power, order, a);
+        for (long i = 0; i < size; i++) now[i] *= second[i];
+        if (order > 1) {
+            combine(dense, order, now, other, power);
+            now = other;
+        }
+        for (long c = 0; c < order; c++) sylvester(now + c * power, power);
+        scatter(now, power, order, b);
+    }
+}

@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Speed of the product of packed matrices on a CPU, beside dense matrices in float32 and bfloat16.
+
+    python scripts/bench_product.py [--threads N] [--rounds 15] [--cache-mb M] [--json FILE]
+
+Each shape and each number of levels has copies that together exceed the last-level cache (`--cache-mb`; by default
+what the machine says, at most 1024), and one is read after the other, so that weights come from memory as they do when
+a model runs. All methods take turns in every round, so that other work on the machine treats them alike; numbers are
+medians over the rounds, ratios those of the medians. `floor` is the time in which the packed bytes can be read at the
+bandwidth that a sum over a large buffer reaches in the same rounds. `transforms` is the time of both transforms of the
+activations (`runtime/transforms.py`), which a layer adds to its product. The fastest round is in the file, too: on a
+machine that does other work, medians of several threads mostly say how long a thread waits for a core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from results import RESULTS, machine, write_results
+
+from kquant_cli.bases import BasisSpec
+from kquant_cli.packing import row_bytes
+from kquant_cli.runtime.products import Packed, backend_for, product
+from kquant_cli.runtime.transforms import adjoint_pair
+
+SHAPES = ((4096, 11008), (4096, 4096), (576, 1536), (1536, 576))
+LEVELS = (4, 8, 12, 16, 256)  # 2, 3, 3.6, 4 and 8 bits
+TOKENS = (1, 4, 16)
+LARGEST_CACHE = 2**30
+MOST_COPIES = 512  # of a small matrix
+
+
+def cache_bytes() -> int:
+    """The last-level cache, where Linux says it, else 64 MiB."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    found = [int(size.read_text().strip().removesuffix("K")) * 1024 for size in sizes]
+    return min(max(found, default=2**26), LARGEST_CACHE)
+
+
+def turns(methods: dict[str, Callable[[int], object]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each method, median and fastest round; it gets the number of its call, of several a round if short."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    calls = dict.fromkeys(methods, 0)
+    for _ in range(rounds + 1):
+        for name, method in methods.items():
+            spent, done = 0.0, 0
+            while not done or (spent < 2e-3 and done < 50):
+                began = time.perf_counter()
+                method(calls[name])
+                spent += time.perf_counter() - began
+                done += 1
+                calls[name] += 1
+            times[name].append(spent / done)
+    times = {name: found[1:] for name, found in times.items()}  # the first round warms up
+    return {name: statistics.median(found) for name, found in times.items()}, {n: min(f) for n, f in times.items()}
+
+
+def copies(size: int, cache: int) -> int:
+    """How many matrices of `size` bytes exceed the cache, and one more."""
+    return min(cache // size + 2, MOST_COPIES)
+
+
+def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str, Any]]:
+    """One row of results for each number of levels and of tokens."""
+    found = []
+    dense = {
+        dtype: [torch.randn(rows, columns).to(dtype) for _ in range(copies(rows * columns * dtype.itemsize, cache))]
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    stream = torch.ones(cache // 4 + 2**22)
+    packed = {levels: packed_copies(rows, columns, levels, cache) for levels in LEVELS}
+    frame = BasisSpec("signed_hadamard_dct", columns), BasisSpec("twice_signed_hadamard_dct", columns)
+    for tokens in TOKENS:
+        a, b = torch.randn(2, tokens, columns)
+        backends = {levels: backend_for(matrices[0], a, False) for levels, matrices in packed.items()}
+        methods: dict[str, Callable[[int], object]] = {
+            str(levels): (lambda i, p=matrices, a=a, b=b: product(p[i % len(p)], a, b, False))  # type: ignore[misc]
+            for levels, matrices in packed.items()
+        }
+        for dtype, matrices in dense.items():
+            x = a.to(dtype)
+            methods[str(dtype)] = lambda i, w=matrices, x=x: x @ w[i % len(w)].T  # type: ignore[misc]
+        methods["sum"] = lambda i: stream.sum()
+        methods["transforms"] = lambda i, a=a: adjoint_pair(*frame, a)  # type: ignore[misc]
+        seconds, fastest = turns(methods, rounds)
+        bandwidth = stream.numel() * 4 / seconds["sum"]
+        for levels in LEVELS:
+            size, mine = rows * row_bytes(columns, levels), seconds[str(levels)]
+            found.append(
+                {
+                    "rows": rows,
+                    "columns": columns,
+                    "levels": levels,
+                    "tokens": tokens,
+                    "backend": backends[levels],
+                    "ms": 1e3 * mine,
+                    "float32_ms": 1e3 * seconds[str(torch.float32)],
+                    "bfloat16_ms": 1e3 * seconds[str(torch.bfloat16)],
+                    "transforms_ms": 1e3 * seconds["transforms"],
+                    "times_float32": seconds[str(torch.float32)] / mine,
+                    "times_bfloat16": seconds[str(torch.bfloat16)] / mine,
+                    "times_float32_with_transforms": seconds[str(torch.float32)] / (mine + seconds["transforms"]),
+                    "fastest_ms": 1e3 * fastest[str(levels)],
+                    "fastest_times_float32": fastest[str(torch.float32)] / fastest[str(levels)],
+                    "gb_per_s": size / mine / 1e9,
+                    "bandwidth_gb_per_s": bandwidth / 1e9,
+                    "floor_ms": 1e3 * size / bandwidth,
+                }
+            )
+            row = found[-1]
+            print(
+                f"{rows} x {columns}  {levels:3} levels  {tokens:2} tokens  {row['ms']:8.3f} ms  float32 "
+                f"{row['float32_ms']:8.3f} ({row['times_float32']:.2f} x, fastest "
+                f"{row['fastest_times_float32']:.2f} x)  bfloat16 {row['bfloat16_ms']:8.3f}  "
+                f"transforms {row['transforms_ms']:.3f}  {row['gb_per_s']:.1f} of {bandwidth / 1e9:.1f} GB/s",
+                flush=True,
+            )
+    return found
+
+
+def packed_copies(rows: int, columns: int, levels: int, cache: int) -> list[Packed]:
+    """Matrices of random codes: words above levels^digits occur, which no packed matrix has, and cost the same."""
+    size = row_bytes(columns, levels)
+    number = copies(rows * size, cache)
+    return [
+        Packed(torch.randint(0, 256, (rows, size), dtype=torch.uint8), torch.randn(levels, 2), columns)
+        for _ in range(number)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--cache-mb", type=int, help="the last-level cache, where the machine's word is not to be taken"
+    )
+    parser.add_argument("--json", type=Path, default=RESULTS / "bench-product.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    cache = args.cache_mb * 2**20 if args.cache_mb else cache_bytes()
+    values = machine() | {"threads": args.threads, "cache_mb": cache / 2**20, "rounds": args.rounds}
+    with torch.inference_mode():
+        values["products"] = [row for shape in SHAPES for row in on_shape(*shape, cache, args.rounds)]
+    write_results(args.json, values)
+
+
+if __name__ == "__main__":
+    main()
