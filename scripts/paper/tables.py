@@ -17,8 +17,9 @@ def convergence(values: dict[str, Any]) -> str:
     found = {(row["matrix"], row["form"], row["basis"]): row for row in values["rows"]}
     rows = [[f"{name}, {form}", *(_iterations(found[name, form, kind]) for kind in kinds)] for name, form in cases]
     last = (
-        f"Tolerance {values['tol']:g}, at most {values['max_iter']} iterations: where they did not suffice, the residual "
-        "in brackets. In vector form the slowest of the rows counts, and the residual is the root mean square over them."
+        f"Tolerance {values['tol']:g}, at most {values['max_iter']} iterations: where they did not suffice, the "
+        "residual in brackets. In vector form the slowest of the rows counts, and the residual is the root mean square "
+        "over them."
     )
     return f"{table(['matrix, form', *kinds], rows)}\n\n{last}"
 
