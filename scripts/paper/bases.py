@@ -4,9 +4,9 @@
     python scripts/paper/bases.py [--size 512] [--seeds 3] [--data lambada_test_plain_text.txt [--limit 100]]
 
 One of the checks that the paper leaves open. For each basis the relative squared error at b bits on a Gaussian, a
-Student-t(3) matrix and the layers of --model (mean over the draws of the basis), the seconds of encoding them, and with
---data the perplexity of the whole model, every layer encoded. The times are of one process, and each is the sum over
-the matrices of the least over the draws; on a machine that is shared with other work, read the ratios.
+Student-t(3) matrix and the layers of --model (mean over the draws of the basis), the CPU seconds of encoding them in
+one thread (the sum over the matrices of the least over the draws), and with --data the perplexity of the whole model,
+every layer encoded.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
 from common import KINDS, command, label, layers, new_parser, random_matrix, save, settings_of
 from models import Measure, compressed
 
@@ -24,7 +25,7 @@ from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
 from kquant_cli.evaluation import EvalOptions
 
-NOTE = "on a machine shared with other work: read the ratios of times"
+NOTE = "seconds of one CPU thread, so that other work on the machine counts for little"
 ONE_SIZE = [kind for kind in KINDS if kind != "givens_n_log_n"]  # its count depends on the size
 
 
@@ -35,9 +36,9 @@ def measure(kind: str, matrices: dict[str, Any], args: Any) -> dict[str, Any]:
         found, times = [], []
         settings = {"encoder": "greedy", "bits": args.bits, "max_iter": args.max_iter}
         for seed in range(args.seeds):
-            began = time.perf_counter()
+            began = time.process_time()
             encoded = encode(weight, EncoderConfig(**settings, **settings_of(kind, max(weight.shape)), seed=seed))
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
             assert encoded.record is not None
             found.append(encoded.record)
         row["errors"][name] = sum(record.relative_error**2 for record in found) / len(found)
@@ -56,7 +57,7 @@ def draw(rows: list[dict[str, Any]], bits: int) -> plt.Figure:
     left.legend(fontsize=6)
     fastest = min(row["seconds"] for row in rows)
     right.barh(names, [row["seconds"] / fastest for row in rows], color="tab:blue")
-    right.set_xlabel("time over the fastest's")
+    right.set_xlabel("CPU time over the least")
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=8)
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="LAMBADA: then also the perplexity of the (first) model")
     parser.add_argument("--limit", type=int, default=100, help="windows of it")
     args = parser.parse_args(argv)
+    torch.set_num_threads(1)
     matrices = {
         "Gaussian": random_matrix(args.size, args.size),
         "Student-t(3)": random_matrix(args.size, args.size, heavy=True),

@@ -38,7 +38,7 @@ def times(values: dict[str, Any]) -> str:
         ratios = [f"{found[n, *kind] / unit:.1f}" if (n, *kind) in found else "" for kind in kinds[1:]]
         rows.append([str(n), f"{1000 * unit:.1f} ms", *ratios])
     headings = ["n", "dct, matrix form", *(f"{kind}, {form} form: times that" for kind, form in kinds[1:])]
-    return f"{table(headings, rows)}\n\nShared machine: {place(values['machine'])}."
+    return f"{table(headings, rows)}\n\nCPU time of one thread. Machine: {place(values['machine'])}."
 
 
 def eigenvectors(values: dict[str, Any]) -> str:
@@ -102,7 +102,7 @@ def quality(values: dict[str, Any]) -> str:
         for row in values["rows"]
     ]
     perplexity = f"perplexity (dense {values['dense']:.2f})" if "dense" in values else "perplexity"
-    return table(["basis", *names, perplexity, "time over the fastest's"], rows)
+    return table(["basis", *names, perplexity, "CPU time over the least"], rows)
 
 
 def stopping(values: dict[str, Any]) -> str:
