@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Put the measured figures of scripts/results/ into README.md, between the markers <!-- NAME --> and <!-- end -->.
+"""Put the measured figures of scripts/results/ into the READMEs, between the markers <!-- NAME --> and <!-- end -->.
 
     python scripts/readme.py [--check]
 
@@ -18,20 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mdtable import place, table
+from paper import tables
 from results import RESULTS
 
-README = Path(__file__).parent.parent / "README.md"
-
-
-def place(machine: dict[str, Any]) -> str:
-    """The machine in a few words."""
-    return f"{machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
-
-
-def table(headings: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are right-aligned."""
-    lines = ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+ROOT = Path(__file__).parent.parent
 
 
 def errors(values: dict[str, Any]) -> str:
@@ -199,30 +190,33 @@ BLOCKS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "annealing": ("bench-annealed.json", annealing),
     "speed": ("bench-encode.json", speed),
     "memory": ("memory.json", memory),
+    "paper-glue": ("paper/table3.json", tables.short_glue),
 }
+READMES = {ROOT / "README.md": BLOCKS, ROOT / "scripts" / "paper" / "README.md": tables.BLOCKS}
 
 
-def filled(readme: str) -> str:
-    """README.md with every block made anew."""
-    for name, (file, make) in BLOCKS.items():
-        text = (RESULTS / file).read_text(encoding="utf-8")
-        block = make(json.loads(text) if file.endswith(".json") else text)
+def filled(readme: Path) -> str:
+    """The file with every block made anew."""
+    text = readme.read_text(encoding="utf-8")
+    for name, (file, make) in READMES[readme].items():
+        result = (RESULTS / file).read_text(encoding="utf-8")
+        block = make(json.loads(result) if file.endswith(".json") else result)
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        readme, count = pattern.subn(lambda found, block=block: f"{found[1]}{block}\n{found[2]}", readme)
+        text, count = pattern.subn(lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text)
         if count != 1:
-            sys.exit(f"README.md has {count} blocks <!-- {name} -->, expected one")
-    return readme
+            sys.exit(f"{readme.relative_to(ROOT)} has {count} blocks <!-- {name} -->, expected one")
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether the README is up to date")
+    parser.add_argument("--check", action="store_true", help="only say whether the READMEs are up to date")
     args = parser.parse_args()
-    old = README.read_text(encoding="utf-8")
-    new = filled(old)
-    if args.check and new != old:
-        sys.exit("README.md does not show scripts/results: run python scripts/readme.py")
-    README.write_text(new, encoding="utf-8")
+    for readme in READMES:
+        old, new = readme.read_text(encoding="utf-8"), filled(readme)
+        if args.check and new != old:
+            sys.exit(f"{readme.relative_to(ROOT)} does not show scripts/results: run python scripts/readme.py")
+        readme.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

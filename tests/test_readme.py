@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -14,9 +16,12 @@ def test_figures_are_those_of_the_results():
     assert done.returncode == 0, done.stderr
 
 
-def test_what_it_names_is_there():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in set(re.findall(r"\]\(([\w./-]+)\)", text) + re.findall(r"`((?:scripts|configs)/[\w./-]*)[` ]", text)):
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "scripts" / "paper"], ids=["project", "paper"])
+def test_what_it_names_is_there(folder):
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    for name in set(re.findall(r"\]\(([\w./-]+)\)", text)):
+        assert (folder / name).exists(), name
+    for name in set(re.findall(r"(?:`|python )((?:scripts|configs)/[\w./-]*)", text)):
         assert (ROOT / name).exists(), name
 
 
