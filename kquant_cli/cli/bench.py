@@ -18,9 +18,9 @@ def bench(
         str | None,
         typer.Option(help="Also measure this dense model, in 16 bits and, on a CPU, in float32."),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, read at once (prefill).")] = 256,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens made one by one (decode).")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="Each model is measured so often, in turns.")] = 2,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt, read at once (prefill).")] = 256,
+    new_tokens: Annotated[int, typer.Option(help="Tokens made one by one (decode).")] = 32,
+    rounds: Annotated[int, typer.Option(help="Each model is measured so often, in turns.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[
         str,
@@ -39,11 +39,15 @@ def bench(
 
     Example: kquant bench bundles/opt-1.3b-annealed-4bit --against facebook/opt-1.3b --json speed.json
     """
+    from kquant_cli.errors import KQuantError
     from kquant_cli.placement import resolve_device, resolve_dtype
     from kquant_cli.report.speed import speed_table
     from kquant_cli.speed import Row, Workload
     from kquant_cli.speed import bench as measure_in_turns
 
+    for flag, value in (("prompt-tokens", prompt_tokens), ("new-tokens", new_tokens), ("rounds", rounds)):
+        if value < 1:
+            raise KQuantError(f"--{flag} is {value}: expected 1 or more")
     resolve_dtype(dtype, placed := resolve_device(device))
     path = bundle_or_newest(bundle, "measuring")
     rows = [Row(path, "bundle" if _is_bundle(path) else "dense", dtype)]

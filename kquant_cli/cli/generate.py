@@ -20,11 +20,11 @@ def generate(
         str | None, typer.Argument(help="A bundle or a dense model; by default the newest under bundles/.")
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to go on from; - reads standard input.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens, or at the model's maximum.")] = 128,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0: always the likeliest token; above: drawn, more freely the higher.")
+        float, typer.Option(help="0: always the likeliest token; above: drawn, more freely the higher.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws; the same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws; the same seed gives the same text.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[
@@ -42,12 +42,13 @@ def generate(
     from kquant_cli.runtime import load_model
 
     text = sys.stdin.read() if prompt == "-" else prompt
+    _check(text, max_new_tokens, temperature, seed)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     loaded = load_model(bundle_or_newest(bundle, "writing with"), device=device, dtype=dtype)
-    inputs = _inputs(loaded, text, chat)
+    inputs, room = _inputs(loaded, text, chat)
     torch.manual_seed(seed)
-    settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
+    settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": min(max_new_tokens, room)}
     settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     model: Any = loaded.model
     if model.generation_config.pad_token_id is None:
@@ -61,13 +62,27 @@ def generate(
     log.print(f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second", highlight=False)
 
 
-def _inputs(loaded: LoadedModel, text: str, chat: bool) -> dict[str, Any]:
-    """What the model reads of the prompt, on its device; KQuantError for an empty, too long or template-less one."""
+def _check(text: str, max_new_tokens: int, temperature: float, seed: int) -> None:
+    from kquant_cli.errors import KQuantError
+
+    if not text.strip():
+        raise KQuantError("--prompt is empty: give a text to go on from, or - to read one from standard input")
+    if max_new_tokens < 1:
+        raise KQuantError(f"--max-new-tokens is {max_new_tokens}: expected 1 or more")
+    if not 0 <= temperature < float("inf"):
+        raise KQuantError(f"--temperature is {temperature:g}: expected 0 or a number above it")
+    if not 0 <= seed < 2**63:
+        raise KQuantError(f"--seed is {seed}: expected a whole number from 0 to 2^63 - 1")
+
+
+def _inputs(loaded: LoadedModel, text: str, chat: bool) -> tuple[dict[str, Any], int]:
+    """What the model reads of the prompt, on its device, and how many tokens fit behind it.
+
+    KQuantError for a prompt that is too long, and for a chat with a model that has no template.
+    """
     from kquant_cli.errors import KQuantError
 
     tokenizer = loaded.tokenizer
-    if not text.strip():
-        raise KQuantError("--prompt is empty: give a text to go on from, or - to read one from standard input")
     if not chat:
         inputs = tokenizer(text, return_tensors="pt")
     elif tokenizer.chat_template is None:
@@ -84,4 +99,5 @@ def _inputs(loaded: LoadedModel, text: str, chat: bool) -> dict[str, Any]:
             f"--prompt has {length} tokens, where {loaded.path} reads at most {limit}: give a shorter one"
         )
     known = ("input_ids", "attention_mask")
-    return {name: tensor.to(loaded.device) for name, tensor in inputs.items() if name in known}
+    inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items() if name in known}
+    return inputs, sys.maxsize if limit is None else limit - length

@@ -1,0 +1,55 @@
+"""`kquant bench`: real processes, and numbers that agree with what is known of the models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from kquant_cli.demo import demo_model_path
+
+
+def test_a_bundle_beside_the_dense_model(demo_bundle: Path, kquant: Any, tmp_path: Path) -> None:
+    flags = ["--prompt-tokens", 16, "--new-tokens", 4, "--rounds", 1, "--json", tmp_path / "speed.json"]
+    outcome = kquant("bench", demo_bundle, "--against", demo_model_path(), *flags)
+    assert outcome.code == 0, outcome.err
+    models = json.loads((tmp_path / "speed.json").read_text())["models"]
+    assert [(m["kind"], m["dtype"]) for m in models] == [
+        ("bundle", "float32"),
+        ("dense", "float32"),
+        ("dense", "bfloat16"),
+    ]
+    ours, full, half = models
+    for model in models:
+        assert model["decode_tokens_per_second"] > 0
+        assert model["prefill_tokens_per_second"] > 0
+        assert model["peak_memory"] > model["weight_bytes_per_token"]
+        floor = model["bandwidth"] / model["weight_bytes_per_token"]
+        assert model["floor_tokens_per_second"] == pytest.approx(floor)
+    dense = load_file(demo_model_path() / "model.safetensors")
+    read = sum(t.numel() for name, t in dense.items() if "embed_positions" not in name)  # the head is the tokens' table
+    assert full["weight_bytes_per_token"] == 4 * read
+    assert half["weight_bytes_per_token"] == 2 * read
+    stored = [load_file(file) for file in demo_bundle.glob("*.safetensors")]
+    packed = sum(t.nbytes for part in stored for name, t in part.items() if ".weight_" in name)
+    kept = {n: t for part in stored for n, t in part.items() if ".weight_" not in n and "embed_positions" not in n}
+    assert ours["weight_bytes_per_token"] == packed + 4 * sum(t.numel() for t in kept.values())
+    assert "decode" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--prompt-tokens", 250, "--new-tokens", 20], "has a maximum of 256 tokens, fewer than 250 + 20"),
+        (["--rounds", 0], "--rounds is 0: expected 1 or more"),
+        (["--dtype", "int3"], "dtype 'int3' is not known"),
+        (["--against", "./nowhere", "--prompt-tokens", 8, "--new-tokens", 1, "--rounds", 1], "no folder './nowhere'"),
+    ],
+)
+def test_bad_input(flags: list[Any], sentence: str, demo_bundle: Path, kquant: Any) -> None:
+    outcome = kquant("bench", demo_bundle, *flags)
+    assert outcome.code == 2
+    assert sentence in " ".join(outcome.err.split())

@@ -1,0 +1,84 @@
+"""`kquant generate`: the text that transformers makes of the twin, and one sentence for what it cannot do."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from kquant_cli.bundle import open_bundle
+from kquant_cli.runtime.dense_twin import load_dense_twin
+
+PROMPT = "The lighthouse keeper"
+
+
+def test_the_likeliest_tokens_are_those_of_the_twin(demo_bundle: Path, kquant: Any) -> None:
+    outcome = kquant("generate", demo_bundle, "--prompt", PROMPT, "--max-new-tokens", 12)
+    assert outcome.code == 0
+    assert "12 tokens in " in outcome.err
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo_bundle)
+    twin: Any = load_dense_twin(open_bundle(demo_bundle), "AutoModelForCausalLM", torch.device("cpu"), torch.float32)[0]
+    made = twin.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=12, do_sample=False)
+    assert outcome.out.strip() == tokenizer.decode(made[0], skip_special_tokens=True).strip()
+
+
+def test_draws_depend_on_the_seed_alone(demo_bundle: Path, kquant: Any) -> None:
+    def drawn(seed: int, temperature: float = 1.5) -> str:
+        flags = ["--max-new-tokens", 12, "--seed", seed, "--temperature", temperature]
+        return kquant("generate", demo_bundle, "--prompt", PROMPT, *flags).out
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+    assert drawn(1, 0.0) == drawn(2, 0.0)
+
+
+def test_a_prompt_from_standard_input(demo_bundle: Path, kquant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    typed = kquant("generate", demo_bundle, "-p", PROMPT, "--max-new-tokens", 4)
+    assert kquant("generate", demo_bundle, "-p", "-", "--max-new-tokens", 4).out == typed.out
+
+
+def test_a_chat_template_is_applied(demo_bundle: Path, kquant: Any, tmp_path: Path) -> None:
+    outcome = kquant("generate", demo_bundle, "--prompt", PROMPT, "--chat")
+    assert (outcome.code, "has no chat template: give the prompt without --chat" in outcome.err) == (2, True)
+    chatty = tmp_path / "chatty"
+    chatty.mkdir()
+    for file in demo_bundle.iterdir():
+        if file.is_file() and file.name != "kquant.json":
+            (chatty / file.name).write_bytes(file.read_bytes())
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }} the storm{% endfor %}"
+    (chatty / "chat_template.jinja").write_text(template)
+    flags = ["--max-new-tokens", 6]
+    chat = kquant("generate", chatty, "--prompt", PROMPT, "--chat", *flags)
+    plain = kquant("generate", chatty, "--prompt", f"{PROMPT} the storm", *flags)
+    assert chat.out.strip()
+    assert plain.out.strip().endswith(chat.out.strip())  # a chat shows the answer alone
+
+
+def test_the_models_maximum_ends_the_text(demo_bundle: Path, kquant: Any) -> None:
+    outcome = kquant("generate", demo_bundle, "--prompt", "the sea " * 120, "--max-new-tokens", 9999)
+    assert outcome.code == 0
+    assert 0 < int(outcome.err.split(" tokens in")[0].split()[-1]) < 256
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--prompt", " "], "--prompt is empty"),
+        (["--prompt", "the sea " * 600], "where .* reads at most 256: give a shorter one"),
+        (["--prompt", "x", "--dtype", "int3"], "dtype 'int3' is not known"),
+        (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0: expected 1 or more"),
+        (["--prompt", "x", "--temperature", "-1"], "--temperature is -1: expected 0 or a number above it"),
+    ],
+)
+def test_bad_input(flags: list[str], sentence: str, demo_bundle: Path, kquant: Any) -> None:
+    outcome = kquant("generate", demo_bundle, *flags)
+    assert outcome.code == 2
+    assert not outcome.out
+
+    assert re.search(sentence, " ".join(outcome.err.split()))
