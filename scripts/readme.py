@@ -21,6 +21,7 @@ from typing import Any
 from mdtable import place, table
 from paper import tables
 from results import RESULTS
+from runtime_tables import products, runtime
 
 ROOT = Path(__file__).parent.parent
 
@@ -190,6 +191,8 @@ BLOCKS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "annealing": ("bench-annealed.json", annealing),
     "speed": ("bench-encode.json", speed),
     "memory": ("memory.json", memory),
+    "runtime": ("bench-runtime.json", runtime),
+    "products": ("bench-product.json", products),
     "paper-glue": ("paper/table3.json", tables.short_glue),
 }
 READMES = {ROOT / "README.md": BLOCKS, ROOT / "scripts" / "paper" / "README.md": tables.BLOCKS}

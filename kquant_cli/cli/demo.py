@@ -10,7 +10,10 @@ import typer
 from kquant_cli.cli.compress import compress
 from kquant_cli.cli.console import console
 from kquant_cli.cli.evaluate import evaluate
+from kquant_cli.cli.generate import generate
 from kquant_cli.cli.inspect import inspect
+
+PROMPT, NEW_TOKENS = "The lighthouse keeper", 24
 
 
 def demo(
@@ -21,7 +24,7 @@ def demo(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Compress the embedded models, evaluate them on the embedded texts, inspect a bundle: a minute.
+    """Compress the embedded models, evaluate them on the embedded texts, write and inspect: a minute.
 
     Example: kquant demo --bits 3
     """
@@ -42,6 +45,8 @@ def demo(
     for path in (model, str(bundle)):
         _title(f"kquant eval {path} --task demo")
         evaluate(path, task="demo", device=device)
+    _title(f'kquant generate {bundle} --prompt "{PROMPT}" --max-new-tokens {NEW_TOKENS}')
+    generate(str(bundle), prompt=PROMPT, max_new_tokens=NEW_TOKENS, device=device)
     _title(f"kquant inspect {bundle}")
     inspect(bundle)  # the newest bundle, which `kquant eval` and `kquant inspect` take
 

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Column, Table
 
+Entry = Mapping[str, Any]
+ROWS: Mapping[str, Callable[[Entry], str]] = {
+    "dtype": lambda e: e["dtype"],
+    "load, seconds": lambda e: f"{e['load_seconds']:.1f}",
+    "prefill, tokens/s": lambda e: f"{e['prefill_tokens_per_second']:.0f}",
+    "decode, tokens/s": lambda e: f"{e['decode_tokens_per_second']:.1f}",
+    "floor, tokens/s": lambda e: f"{e['floor_tokens_per_second']:.1f}",
+    "decode of floor": lambda e: f"{e['decode_tokens_per_second'] / e['floor_tokens_per_second']:.0%}",
+    "read a token, MB": lambda e: _megabytes(e["weight_bytes_per_token"]),
+    "parameters, MB": lambda e: _megabytes(e["parameter_bytes"]),
+    "loaded memory, MB": lambda e: _megabytes(e["loaded_memory"]),
+    "peak memory, MB": lambda e: _megabytes(e["peak_memory"]),
+}
 
-def speed_table(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a model, from the JSON of `kquant bench`."""
-    names = [
-        "load\ns",
-        "prefill\ntok/s",
-        "decode\ntok/s",
-        "floor\ntok/s",
-        "of\nfloor",
-        "MB a\ntoken",
-        "model\nMB",
-        "peak\nMB",
-    ]
-    columns = [Column(name, justify="right", no_wrap=True) for name in names]
-    table = Table(Column("model", overflow="fold", min_width=10), Column("dtype", no_wrap=True), *columns)
-    for entry in entries:
-        floor = entry["floor_tokens_per_second"]
-        table.add_row(
-            escape(f"{Path(entry['path']).name} ({entry['kind']})"),
-            entry["dtype"],
-            f"{entry['load_seconds']:.1f}",
-            f"{entry['prefill_tokens_per_second']:.0f}",
-            f"{entry['decode_tokens_per_second']:.1f}",
-            f"{floor:.0f}",
-            f"{entry['decode_tokens_per_second'] / floor:.0%}",
-            _megabytes(entry["weight_bytes_per_token"]),
-            _megabytes(entry["loaded_memory"]),
-            _megabytes(entry["peak_memory"]),
-        )
+
+def speed_table(entries: Sequence[Entry]) -> Table:
+    """A column a model, from the JSON of `kquant bench`."""
+    names = [escape(f"{Path(entry['path']).name} ({entry['kind']})") for entry in entries]
+    table = Table(Column("", no_wrap=True), *(Column(name, justify="right", overflow="fold") for name in names))
+    for name, show in ROWS.items():
+        table.add_row(name, *(show(entry) for entry in entries))
     return table
 
 

@@ -41,6 +41,7 @@ class Measurement:
     decode_tokens_per_second: float
     loaded_memory: int | None  # what the model added to the process by being loaded
     peak_memory: int | None  # of the whole process
+    parameter_bytes: int  # of the model: what its memory should be by arithmetic
     weight_bytes_per_token: int  # that a decoded token must read
     bandwidth: float  # bytes a second that this process could read, measured
     dtype: str
@@ -76,6 +77,7 @@ def measure(path: str, device: str, dtype: str, workload: Workload, revision: st
         decode_tokens_per_second=1 / statistics.median(decodes),
         loaded_memory=after if on_gpu or after is None or before is None else after - before,
         peak_memory=torch.cuda.max_memory_allocated() if on_gpu else _memory(loaded.device, "VmHWM"),
+        parameter_bytes=sum(p.numel() * p.element_size() for p in loaded.model.parameters()),
         weight_bytes_per_token=bytes_per_token(loaded.model),
         bandwidth=memory_bandwidth(loaded.device),
         dtype=str(loaded.dtype).removeprefix("torch."),
