@@ -26,6 +26,8 @@ kquant eval bundles/opt-125m-greedy-4bit --task lambada,ptb --against facebook/o
 
 kquant eval bundles/opt-125m-greedy-4bit --task text --data book.txt --protocol stride --stride 256
 
+kquant eval bundles/opt-125m-greedy-4bit --task wikitext2,lm_eval:hellaswag,piqa   (wikitext2, and two of the harness)
+
 kquant eval my-classifiers --task glue --data glue_data   (sub-folders cola/, sst2/, ... in both)
 """
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -40,12 +42,17 @@ def evaluate(
         str,
         typer.Option(
             help="wikitext2, ptb, c4, lambada (lambada_text and lambada_word), text (your --data), demo; glue, or some "
-            "of it: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli; several with commas."
+            "of it: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli; several with commas. Last, "
+            "lm_eval:NAME,NAME,...: tasks of lm-evaluation-harness (pip install lm-eval); every name after lm_eval: is "
+            "the harness's."
         ),
     ] = "wikitext2",
     data: Annotated[
         Path | None,
-        typer.Option(help="The data: a file, or a folder laid out as on the hub or as the official download."),
+        typer.Option(
+            help="The data: a file, or a folder laid out as on the hub or as the official download; for lm_eval a "
+            "folder with task files (YAML) of yours."
+        ),
     ] = None,
     data_format: Annotated[
         str | None,
@@ -83,14 +90,13 @@ def evaluate(
     """Measure a dense model or a bundle; a bundle keeps the results beside its manifest."""
     from transformers.utils import logging as transformers_logging
 
-    from kquant_cli.evaluation import EvalOptions, place_tasks, select_tasks
+    from kquant_cli.evaluation import EvalOptions, place_tasks, select_tasks, split_names
     from kquant_cli.report import evaluation_table
     from kquant_cli.runtime import load_model
 
     options = EvalOptions(data, data_format, protocol, seqlen, stride, limit)
     tasks = select_tasks(task, options)
-    asked = [part.strip() for part in task.split(",")]
-    places = place_tasks(model if model is not None else _newest_bundle(), tasks, asked, revision)
+    places = place_tasks(model if model is not None else _newest_bundle(), tasks, split_names(task), revision)
     originals = {} if against is None else place_tasks(against, {name: tasks[name] for name in places}, list(places))
     if left_out := [name for name in tasks if name not in places]:
         _say(f"{model} has no checkpoint for {', '.join(left_out)}: left out")
