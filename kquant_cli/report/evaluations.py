@@ -59,10 +59,10 @@ def _compared(entries: Sequence[Entry]) -> Table:
 def _metric_rows(entry: Entry) -> Iterable[tuple[str, str, str, str]]:
     """Metric, value, the original's, and the difference with its standard error."""
     against = entry.get("against") or {}
-    for name in entry["metrics"]:
+    for name, value in entry["metrics"].items():
         difference = against.get("differences", {}).get(name)
         before = number(against["metrics"].get(name)) if against else ""
-        yield name.replace("_", " "), _measured(entry, name), before, _estimate(difference, "+.4f", ".4f")
+        yield name.replace("_", " "), number(value), before, _estimate(difference, "+.4f", ".4f")
     if against.get("kl_divergence"):
         yield "KL divergence", _estimate(against["kl_divergence"], ".4g", ".2g"), "", ""
     if against.get("agreement") is not None:
@@ -84,7 +84,7 @@ def number(value: float | None) -> str:
 def _measured(entry: Entry, metric: str) -> str:
     """A metric's value, with its standard error where the result has one."""
     error = (entry.get("standard_errors") or {}).get(metric)
-    return number(entry["metrics"][metric]) + ("" if error is None else f" ± {error:.4f}")
+    return number(entry["metrics"][metric]) + ("" if error is None else f" ± {number(error)}")
 
 
 def _estimate(estimate: Mapping[str, Any] | None, value: str, error: str) -> str:
