@@ -1,15 +1,21 @@
-"""Codes <-> bytes, for any number of levels from 2 to 256.
+"""Codes <-> bytes, for any number of levels from 2 to 256: the layout that bundles store and that products read.
 
-A row of codes is cut into words of `digits` codes. A word is the little-endian number sum_i code_i * levels^i in
-`size` bytes:
+A word is the number sum_i code_i * levels^i of `digits` codes, in `size` bytes. Of all words of up to 7 bytes (they fit
+an int64) the one with the fewest bits a code is taken, the shortest of equals:
 
-    levels 16: 2 codes in 1 byte    |  code 0  |  code 1  |          (low nibble first)
-    levels  8: 8 codes in 3 bytes   a little-endian stream of 3-bit fields
+    levels 16: 2 codes in 1 byte    two nibbles
+    levels  8: 8 codes in 3 bytes   eight 3-bit fields
     levels  3: 5 codes in 1 byte    c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4 <= 242
 
-For powers of two this is the ordinary little-endian bit stream. Of all words of up to 7 bytes (they fit an int64) the
-one with the fewest bits a code is taken, the shortest of equals. The last word of a row is padded with code 0 and cut
-to the bytes that its codes need, so that every row starts at a byte.
+A row of n codes has W = ceil(n / digits) words, and its codes and bytes are dealt to them in stretches of W:
+
+    digit i of word t  =  code of column i W + t  (0 beyond the last)
+    byte d of word t   =  byte d W + t of the packed row, the lowest byte first
+
+    16 levels, 6 columns, W = 3:    | c0 c3 | c1 c4 | c2 c5 |        (low nibble first)
+
+So the same digit of neighbouring words belongs to neighbouring columns: whoever multiplies a packed row with a vector
+loads words, takes digit i of all of them and meets W activations in a row, with no shuffling for any number of levels.
 """
 
 from __future__ import annotations
@@ -49,9 +55,7 @@ def _digits(levels: int, size: int) -> int:
 def row_bytes(columns: int, levels: int) -> int:
     """Bytes of a packed row of `columns` codes."""
     digits, size = word(levels)
-    whole, rest = divmod(columns, digits)
-    tail = next(b for b in range(size + 1) if levels**rest <= 256**b)
-    return whole * size + tail
+    return -(-columns // digits) * size
 
 
 def pack(codes: torch.Tensor, levels: int) -> torch.Tensor:
@@ -67,16 +71,15 @@ def pack(codes: torch.Tensor, levels: int) -> torch.Tensor:
         raise ValueError(f"a code is {int(codes.max())}, expected below {levels} levels")
     digits, size = word(levels)
     words = -(-columns // digits)
-    packed = torch.empty(rows, row_bytes(columns, levels), dtype=torch.uint8, device=codes.device)
-    weights = torch.tensor([levels**i for i in range(digits)], device=codes.device)
-    shifts = 8 * torch.arange(size, device=codes.device)
+    packed = torch.empty(rows, words * size, dtype=torch.uint8, device=codes.device)
+    weights = torch.tensor([levels**i for i in range(digits)], device=codes.device).unsqueeze(1)
+    shifts = 8 * torch.arange(size, device=codes.device).unsqueeze(1)
     step = max(1, _BLOCK // max(1, columns))
     for begin in range(0, rows, step):
         part = codes[begin : begin + step].to(torch.int64)
-        part = torch.nn.functional.pad(part, (0, words * digits - columns)).view(len(part), words, digits)
-        number = (part * weights).sum(-1)
-        octets = (number.unsqueeze(-1) >> shifts) & 255
-        packed[begin : begin + step] = octets.view(len(part), -1)[:, : packed.shape[1]].to(torch.uint8)
+        part = torch.nn.functional.pad(part, (0, words * digits - columns)).view(len(part), digits, words)
+        numbers = (part * weights).sum(1, keepdim=True)
+        packed[begin : begin + step] = ((numbers >> shifts) & 255).view(len(part), -1).to(torch.uint8)
     return packed
 
 
@@ -90,16 +93,23 @@ def unpack(packed: torch.Tensor, levels: int, columns: int) -> torch.Tensor:
     """
     digits, size = word(levels)
     words = -(-columns // digits)
-    if packed.shape[1] != row_bytes(columns, levels):
-        raise ValueError(f"packed rows of {packed.shape[1]} bytes, expected {row_bytes(columns, levels)}")
+    if packed.shape[1] != words * size:
+        raise ValueError(f"packed rows of {packed.shape[1]} bytes, expected {words * size}")
     codes = torch.empty(len(packed), columns, dtype=torch.uint8, device=packed.device)
-    weights = torch.tensor([levels**i for i in range(digits)], device=packed.device)
-    shifts = 8 * torch.arange(size, device=packed.device)
     step = max(1, _BLOCK // max(1, columns))
     for begin in range(0, len(packed), step):
-        part = packed[begin : begin + step].to(torch.int64)
-        part = torch.nn.functional.pad(part, (0, words * size - part.shape[1])).view(len(part), words, size)
-        number = (part << shifts).sum(-1)
-        values = (number.unsqueeze(-1) // weights) % levels
-        codes[begin : begin + step] = values.view(len(part), -1)[:, :columns].to(torch.uint8)
+        part = packed[begin : begin + step].view(-1, size, words).to(_narrowest(size))
+        numbers = part[:, 0]
+        for byte in range(1, size):
+            numbers = numbers | part[:, byte] << 8 * byte
+        for digit in range(digits):
+            width = min(words, columns - digit * words)
+            if width > 0:
+                codes[begin : begin + step, digit * words :][:, :width] = (numbers % levels)[:, :width].to(torch.uint8)
+            numbers = numbers // levels
     return codes
+
+
+def _narrowest(size: int) -> torch.dtype:
+    """The integers in which numbers of `size` bytes are taken apart: narrow ones are fast."""
+    return torch.int16 if size == 1 else torch.int32 if size <= 3 else torch.int64

@@ -135,7 +135,8 @@ def finetune(args: argparse.Namespace) -> None:
     (args.output / "finetune.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
+    """The command line, for scripts/train_demo_classifier.py too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder", help="folder or hub id of an encoder that transformers knows")
     parser.add_argument("--task", required=True, choices=[spec.name for spec in SPECS])
@@ -154,7 +155,11 @@ def main() -> None:
     parser.add_argument("--eval-limit", type=int, help="only the first so many validation examples")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--log-every", type=int, default=100, help="steps")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = options().parse_args()
     try:
         finetune(args)
     except KQuantError as error:

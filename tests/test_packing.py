@@ -7,13 +7,20 @@ from kquant_cli.packing import pack, row_bytes, unpack, word
 
 
 def test_bytes_by_hand():
-    codes = torch.tensor([[1, 2, 15]], dtype=torch.uint8)
-    assert pack(codes, 16).tolist() == [[0x21, 0x0F]]
+    codes = torch.tensor([[1, 2, 3, 4, 15]], dtype=torch.uint8)  # three words: codes 0 and 3, 1 and 4, 2 and none
+    assert pack(codes, 16).tolist() == [[0x41, 0xF2, 0x03]]
     assert pack(torch.tensor([[1, 2, 0, 1, 2]], dtype=torch.uint8), 3).tolist() == [[1 + 2 * 3 + 27 + 2 * 81]]
     eight = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 0]], dtype=torch.uint8)
     number = sum(code << (3 * i) for i, code in enumerate(eight[0].tolist()))
     assert pack(eight, 8).tolist() == [list(number.to_bytes(3, "little"))]
     assert pack(torch.tensor([[200, 7]], dtype=torch.uint8), 256).tolist() == [[200, 7]]
+
+
+def test_digits_and_bytes_are_dealt_in_stretches():
+    codes = torch.arange(16, dtype=torch.uint8)[None] % 8  # two words of eight digits, in three bytes each
+    numbers = [sum(int(codes[0, 2 * i + t]) << (3 * i) for i in range(8)) for t in (0, 1)]
+    expected = [number >> 8 * byte & 255 for byte in range(3) for number in numbers]
+    assert pack(codes, 8).tolist() == [expected]
 
 
 @pytest.mark.parametrize(
@@ -32,10 +39,10 @@ def test_round_trip_and_size(levels, columns):
     packed = pack(codes, levels)
     assert packed.shape == (5, row_bytes(columns, levels))
     assert torch.equal(unpack(packed, levels, columns), codes)
-    digits, size = word(levels)
-    first = packed[1, : min(size, packed.shape[1])].tolist()
-    number = sum(int(c) * levels**i for i, c in enumerate(codes[1, :digits].tolist()))
-    assert int.from_bytes(bytes(first), "little") == number
+    digits, _ = word(levels)
+    words = -(-columns // digits)
+    number = sum(int(c) * levels**i for i, c in enumerate(codes[1, ::words].tolist()))
+    assert int.from_bytes(bytes(packed[1, ::words].tolist()), "little") == number
 
 
 def test_refuses():

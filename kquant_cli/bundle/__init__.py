@@ -1,5 +1,6 @@
 """Bundles: a compressed model as a folder that is itself a Hugging Face checkpoint."""
 
+from kquant_cli.bundle.contents import read_layouts, require_tensors, require_version
 from kquant_cli.bundle.dense import write_dense
 from kquant_cli.bundle.format import FORMAT_VERSION, QUANT_METHOD, is_bundle
 from kquant_cli.bundle.reader import Bundle, newest_bundle, open_bundle
@@ -14,5 +15,8 @@ __all__ = [
     "kept_results",
     "newest_bundle",
     "open_bundle",
+    "read_layouts",
+    "require_tensors",
+    "require_version",
     "write_dense",
 ]

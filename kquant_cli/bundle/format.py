@@ -1,4 +1,4 @@
-"""The names and numbers of the bundle's format, version 1.
+"""The names and numbers of the bundle's format, version 2 (1, before any release, packed codes otherwise).
 
 A bundle is a Hugging Face checkpoint: `config.json` whose `quantization_config` says how every encoded matrix decodes,
 `model-0000X-of-0000Y.safetensors` with their index, and the source's other files. The matrix `M.weight` has become
@@ -16,7 +16,7 @@ from typing import Any
 from kquant_cli.errors import KQuantError
 
 QUANT_METHOD = "kashin"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG, INDEX, MANIFEST, RUN, RESULTS = (
     "config.json",
     "model.safetensors.index.json",

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from kquant_cli.bundle.contents import read_layouts, require_tensors, require_version
 from kquant_cli.bundle.format import (
     CONFIG,
-    FORMAT_VERSION,
     INDEX,
     MANIFEST,
     QUANT_METHOD,
@@ -99,20 +99,14 @@ def open_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
         )
     config = read_json(path / CONFIG)
     quantization = config["quantization_config"]
-    version = quantization.get("format_version")
-    if type(version) is not int or version < 1:
-        raise KQuantError(f"{path / CONFIG}: format_version is {version!r}, expected a number; make the bundle again")
-    if version > FORMAT_VERSION:
-        raise KQuantError(
-            f"{path}: the bundle has format {version}, this kquant reads up to {FORMAT_VERSION}; upgrade kashin-quant"
-        )
+    require_version(quantization.get("format_version"), path)
     manifest = read_json(path / MANIFEST)
     files = _files(path, manifest)
     _check_files(path, files, verify=verify)
     weight_map = _weight_map(path)
     for name in sorted({CONFIG, INDEX, *weight_map.values()} - set(files)):
         raise KQuantError(f"{path / MANIFEST}: files does not list {name!r}; the bundle is damaged, make it again")
-    layouts = _layouts(path, quantization)
+    layouts = read_layouts(path, quantization)
     return Bundle(path, config, manifest, _infos(path, weight_map, layouts), layouts)
 
 
@@ -151,23 +145,6 @@ def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]], *, verify: 
             raise KQuantError(f"{file}: its SHA-256 is not the one in {MANIFEST}; it was changed, copy it again")
 
 
-def _layouts(path: Path, quantization: Mapping[str, Any]) -> dict[str, Layout]:
-    modules = quantization.get("modules")
-    if not isinstance(modules, dict):
-        raise KQuantError(f"{path / CONFIG}: quantization_config has no modules; the bundle is damaged, make it again")
-    layouts = {}
-    for name, values in modules.items():
-        try:
-            layouts[name] = Layout.from_dict(values)
-        except (KeyError, TypeError, ValueError, AttributeError, KQuantError) as error:
-            why = f"lacks {error}" if isinstance(error, KeyError) else error
-            raise KQuantError(
-                f"{path / CONFIG}: module {name!r} of quantization_config cannot be read ({why}); the bundle is "
-                f"damaged, make it again"
-            ) from error
-    return layouts
-
-
 def _weight_map(path: Path) -> dict[str, str]:
     """The shard of every stored tensor, by the index."""
     weight_map = read_json(path / INDEX).get("weight_map")
@@ -187,36 +164,5 @@ def _infos(path: Path, weight_map: Mapping[str, str], layouts: Mapping[str, Layo
     for name in sorted(set(weight_map) ^ set(infos)):
         where = "has no tensor" if name in weight_map else "does not name the stored tensor"
         raise KQuantError(f"{path / INDEX}: the bundle {where} {name!r}; it is damaged, make it again")
-    for module, layout in layouts.items():
-        for suffix, shape in layout.tensor_shapes().items():
-            info = infos.get(f"{module}.{suffix}")
-            if info is None or info.shape != shape:
-                found = f"one of shape {list(info.shape)}" if info else "none"
-                raise KQuantError(
-                    f"{path}: expected the tensor {module}.{suffix} of shape {list(shape)}, found {found}; "
-                    f"the bundle is damaged, make it again"
-                )
-        owner = layout.channel_scale_from
-        if owner is not None and not _shares(layout, layouts.get(owner)):
-            raise KQuantError(
-                f"{path / CONFIG}: {module!r} takes its channel scale from {owner!r}, which has none of its size; "
-                f"the bundle is damaged, make it again"
-            )
-    for name in sorted(infos):
-        module, _, suffix = name.rpartition(".")
-        if suffix == "weight_codes" and module not in layouts:
-            raise KQuantError(
-                f"{path / CONFIG}: quantization_config.modules does not say how the stored {name!r} decodes; "
-                f"the bundle is damaged, make it again"
-            )
+    require_tensors(path, infos, layouts)
     return infos
-
-
-def _shares(layout: Layout, owner: Layout | None) -> bool:
-    """Whether `owner` stores a channel scale that fits `layout`."""
-    return (
-        owner is not None
-        and owner.channel_scale
-        and owner.channel_scale_from is None
-        and owner.shape[1] == layout.shape[1]
-    )

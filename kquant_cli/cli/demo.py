@@ -1,4 +1,4 @@
-"""`kquant demo`: the tour of the tool on the embedded model, by the commands themselves."""
+"""`kquant demo`: the tour of the tool on the embedded models, by the commands themselves."""
 
 from __future__ import annotations
 
@@ -15,25 +15,40 @@ from kquant_cli.cli.inspect import inspect
 
 def demo(
     bits: Annotated[int, typer.Option(help="Bits of a code, 1 to 8.")] = 4,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Else bundles/demo-BITSbit.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Else bundles/demo-BITSbit; the classifier's has -sst2 behind its name."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Compress the embedded model, evaluate both on the embedded text, inspect the bundle: a minute.
+    """Compress the embedded models, evaluate them on the embedded texts, inspect a bundle: a minute.
 
     Example: kquant demo --bits 3
     """
-    from kquant_cli.demo import demo_model_path
+    from kquant_cli.demo import demo_classifier_path, demo_model_path, demo_sentences_path
 
     bundle = output or Path("bundles") / f"demo-{bits}bit"
-    folder = demo_model_path()
-    model = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    overwrite = output is None
+    classifier, sentences = _shown(demo_classifier_path()), _shown(demo_sentences_path())
+    small = bundle.with_name(f"{bundle.name}-sst2")
+    _title(f"kquant compress {classifier} --bits {bits} -o {small}")
+    compress(classifier, output=small, bits=bits, device=device, overwrite=overwrite)
+    _title(f"kquant eval {small} --task sst2 --data {sentences} --against {classifier}")
+    evaluate(str(small), task="sst2", data=Path(sentences), against=classifier, device=device)
+
+    model = _shown(demo_model_path())
     _title(f"kquant compress {model} --bits {bits} -o {bundle}")
-    compress(model, output=bundle, bits=bits, device=device, overwrite=output is None)
+    compress(model, output=bundle, bits=bits, device=device, overwrite=overwrite)
     for path in (model, str(bundle)):
         _title(f"kquant eval {path} --task demo")
         evaluate(path, task="demo", device=device)
     _title(f"kquant inspect {bundle}")
-    inspect(bundle)
+    inspect(bundle)  # the newest bundle, which `kquant eval` and `kquant inspect` take
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _title(command: str) -> None:

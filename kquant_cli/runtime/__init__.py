@@ -1,6 +1,19 @@
-"""Models that run: a dense checkpoint, or a bundle decoded into a dense model."""
+"""Models that run, from the codes of a bundle or dense. Public names load on first use (registration.py says why)."""
 
-from kquant_cli.runtime.folders import checkpoints_within
-from kquant_cli.runtime.loading import LoadedModel, load_model
+from importlib import import_module
+from typing import Any
 
-__all__ = ["LoadedModel", "checkpoints_within", "load_model"]
+_HOMES = {
+    "KashinLinear": "linear",
+    "LoadedModel": "loading",
+    "checkpoints_within": "folders",
+    "load": "from_codes",
+    "load_model": "loading",
+}
+__all__ = [*_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,11 +16,15 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from kquant_cli import bundle as bundles
+from kquant_cli.bundle.format import MANIFEST
 from kquant_cli.checkpoint import local_folder
 from kquant_cli.checkpoint.files import ADAPTER_CONFIG, CONFIG, require_model
 from kquant_cli.errors import KQuantError
 from kquant_cli.placement import resolve_device, resolve_dtype
 from kquant_cli.runtime.dense_twin import load_dense_twin
+from kquant_cli.runtime.places import CannotRunFromCodesError
+from kquant_cli.runtime.placing import kashin_layers
+from kquant_cli.runtime.quantizer import register
 
 T = TypeVar("T")
 
@@ -38,6 +42,7 @@ class LoadedModel:
     kind: Literal["dense", "bundle"]
     path: str
     revision: str | None = None
+    decoded: str = ""  # why a bundle does not run from its codes, but from a dense copy
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,7 +82,9 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
 ) -> LoadedModel:
-    """Load a dense model (hub id or folder) or a bundle, decoded into its dense twin, ready to evaluate.
+    """Load a dense model (hub id or folder) or a bundle, which runs from its codes, ready to evaluate.
+
+    A bundle whose matrices are no linear layers' in transformers' model (fused experts) is decoded: `decoded` says why.
 
     `auto_class` names transformers' auto class that gives the model its head; `device` is auto (the GPU where there is
     one), cpu or cuda; `dtype` is a torch dtype or its name, where auto or None mean float32 on the CPU and the
@@ -93,27 +100,64 @@ def load_model(
     placed = resolve_device(device)
     resolved = resolve_dtype(dtype, placed)
     if folder is not None and bundles.is_bundle(folder):
-        bundle = bundles.open_bundle(folder)
-        model, missing = _or_sentence(lambda: load_dense_twin(bundle, auto_class, placed, resolved), f"bundle {path}")
-        kind: Literal["dense", "bundle"] = "bundle"
-    else:
-        if folder is not None:
-            require_model([name for name in (CONFIG, ADAPTER_CONFIG) if (folder / name).is_file()], path)
-        what = path if folder is not None else f"{path} (no folder here, so taken for a model on the hub)"
-        model, missing = _or_sentence(lambda: _load_dense(path, auto_class, placed, resolved, revision), what)
-        kind = "dense"
+        return _load_bundle(folder, auto_class, placed, resolved)
+    if folder is not None:
+        require_model([name for name in (CONFIG, ADAPTER_CONFIG) if (folder / name).is_file()], path)
+    what = path if folder is not None else f"{path} (no folder here, so taken for a model on the hub)"
+    device_map = None if placed.type == "cpu" else {"": placed}
+    model = _load_complete(path, auto_class, device_map, resolved, revision, what)
+    return LoadedModel(model.eval(), "dense", path, revision)
+
+
+def load_from_codes(
+    path: str, auto_class: str, device_map: Any, dtype: torch.dtype | str, revision: str | None = None
+) -> transformers.PreTrainedModel:
+    """The bundle at `path` (a folder, or an id on the hub) as a model whose encoded layers run from their codes."""
+    register()
+    model = _load_complete(path, auto_class, device_map, dtype, revision, f"bundle {path}")
+    if not any(True for _ in kashin_layers(model)):
+        raise KQuantError(f"{path} has no matrix encoded by kquant: give a bundle that `kquant compress` wrote")
+    return model.eval()
+
+
+def verify_folder(folder: Path, *, checksums: bool = True) -> None:
+    """KQuantError when the files are not those of the manifest; there is none where `save_pretrained` wrote them."""
+    if (folder / MANIFEST).is_file():
+        bundles.open_bundle(folder, verify=checksums)
+
+
+def _load_bundle(
+    folder: Path, auto_class: str, device: torch.device, dtype: torch.dtype | Literal["auto"]
+) -> LoadedModel:
+    path, device_map = str(folder), None if device.type == "cpu" else {"": device}
+    verify_folder(folder)
+    try:
+        return LoadedModel(load_from_codes(path, auto_class, device_map, dtype), "bundle", path)
+    except CannotRunFromCodesError as error:
+        why = str(error)
+    bundle = bundles.open_bundle(folder, verify=False)
+    model, missing = _or_sentence(lambda: load_dense_twin(bundle, auto_class, device, dtype), f"bundle {path}")
     _require_complete(path, auto_class, model, missing)
-    return LoadedModel(model.eval(), kind, path, revision)
+    return LoadedModel(model.eval(), "bundle", path, decoded=why)
 
 
-def _load_dense(
-    path: str, auto_class: str, device: torch.device, dtype: torch.dtype | str, revision: str | None
+def _load_complete(
+    path: str, auto_class: str, device_map: Any, dtype: torch.dtype | str, revision: str | None, what: str
+) -> transformers.PreTrainedModel:
+    """What transformers loads, complete; its failures as one sentence about `what`."""
+    model, missing = _or_sentence(lambda: _from_pretrained(path, auto_class, device_map, dtype, revision), what)
+    _require_complete(path, auto_class, model, missing)
+    return model
+
+
+def _from_pretrained(
+    path: str, auto_class: str, device_map: Any, dtype: torch.dtype | str, revision: str | None
 ) -> tuple[transformers.PreTrainedModel, Collection[str]]:
     model, info = getattr(transformers, auto_class).from_pretrained(
         path,
         dtype=dtype,
         revision=revision,
-        device_map=None if device.type == "cpu" else {"": device},
+        device_map=device_map,
         output_loading_info=True,
         trust_remote_code=False,
     )

@@ -82,7 +82,11 @@ def test_dense_dtype_of_every_tensor(bundle, tmp_path):
 
 
 def damage_newer(bundle):
-    change_config(bundle, lambda q: q.update(format_version=2))
+    change_config(bundle, lambda q: q.update(format_version=3))
+
+
+def damage_older(bundle):
+    change_config(bundle, lambda q: q.update(format_version=1))
 
 
 def damage_version(bundle):
@@ -193,7 +197,8 @@ NOT_SHARED = "'model.layers.0.self_attn.q_proj' takes its channel scale from {!r
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (damage_newer, "format 2, this kquant reads up to 1; upgrade"),
+        (damage_newer, "format 3, this kquant reads format 2; upgrade"),
+        (damage_older, "format 1, this kquant reads format 2; make the bundle again"),
         (damage_version, "format_version is 'new'"),
         (damage_modules, "module 'model.layers.0.mlp.up_proj' of quantization_config cannot be read"),
         (damage_unknown_part, "module 'model.layers.0.mlp.up_proj' of quantization_config cannot be read"),

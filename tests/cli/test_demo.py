@@ -1,4 +1,4 @@
-"""The tour on the embedded model, and what that model is."""
+"""The tour on the embedded models, and what the language model is."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from kquant_cli.bundle import kept_results
 from kquant_cli.demo import demo_model_path, demo_text_path
 
 
@@ -16,9 +17,14 @@ def test_demo_is_the_tour(kquant, tmp_path):
         assert command in result.out
     assert "24 inputs" not in result.out  # query, key and value projections share theirs
     assert "random tokens, 16 inputs" in result.out
+    assert "--task sst2" in result.out
+    assert "same label" in result.out
+    assert [entry["task"] for entry in kept_results(tmp_path / "b")] == ["demo"]
+    (classified,) = kept_results(tmp_path / "b-sst2")
+    assert f"{classified['against']['metrics']['accuracy']:.4f}" in result.out
     again = kquant("demo", "--bits", 4, "-o", tmp_path / "b")
     assert again.code == 0
-    assert "nothing to do" in again.err
+    assert again.err.count("nothing to do") == 2
 
 
 def test_bundle_is_a_little_worse_than_the_model(kquant, tmp_path):

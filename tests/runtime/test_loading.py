@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from kquant_cli import bundle as bundles
 from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.errors import KQuantError
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.runtime import LoadedModel, load_model, loading
+from kquant_cli.runtime.places import CannotRunFromCodesError
 
 CAUSAL = ["opt", "opt_projected", "gpt2", "gpt_neox", "llama", "gemma", "mixtral"]
 
@@ -36,11 +37,15 @@ class FolderAsBundle:
 
 @pytest.fixture
 def as_bundle(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Have `load_model` take a dense folder for a bundle."""
+    """Have `load_model` take a dense folder for a bundle that cannot run from its codes, so that it is decoded."""
+
+    def refuse(*_: Any) -> None:
+        raise CannotRunFromCodesError("it is dense")
 
     def install(folder: Path, without: str = "") -> Path:
         monkeypatch.setattr(bundles, "is_bundle", lambda path: path == folder)
-        monkeypatch.setattr(bundles, "open_bundle", lambda path: FolderAsBundle(path, without))
+        monkeypatch.setattr(bundles, "open_bundle", lambda path, verify: FolderAsBundle(path, without))
+        monkeypatch.setattr(loading, "load_from_codes", refuse)
         return folder
 
     return install

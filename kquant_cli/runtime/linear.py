@@ -1,0 +1,137 @@
+"""A linear layer that computes from the codes: y = x W^T + bias, and W is never held.
+
+    y = scale (L_u (Cu[codes] S a) + L_v (Cv[codes] S b)) + bias,    a = R_u^T (x / c),  b = R_v^T (x / c)
+
+the formula of encoded.py with the products taken from the right: the activations go through the right bases
+(coordinates.py), through the packed codes (products/), and what comes out through the left ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kquant_cli.encoded import EncodedMatrix, Layout
+from kquant_cli.runtime.coordinates import Coordinates
+from kquant_cli.runtime.products import Packed, product
+
+DTYPES = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # others as stored, by default float16
+
+
+class KashinLinear(nn.Module):
+    """An encoded matrix in place of `nn.Linear(in_features, out_features)` (or of GPT-2's Conv1D).
+
+    The parameters have the names and dtypes of the bundle's tensors (`weight_codes`, `weight_codebook`,
+    `weight_scale`, ...) and keep their dtypes under `.to(dtype)`: a codebook in 16 bits would be another weight. `bias`
+    is an ordinary parameter. `channel_scale` is what another layer stores and this one shares; None: there is none, or
+    this layer's own. Gradients reach the input and the bias, not the codes.
+    """
+
+    weight_codes: nn.Parameter
+    weight_codebook: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        layout: Layout,
+        bias: nn.Parameter | None = None,
+        dtypes: Mapping[str, torch.dtype] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.out_features, self.in_features = layout.shape
+        for name, shape in layout.tensor_shapes().items():
+            dtype = (dtypes or {}).get(name) or DTYPES.get(name, torch.float16)
+            empty = torch.empty(shape, dtype=dtype, device=device)
+            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+        self.register_parameter("bias", bias)
+        self.coordinates = Coordinates(layout.frame.right_u, layout.frame.right_v, layout.columns)
+        self.channel_scale: list[Tensor] = []  # in a list, so that no module but its owner has it as a parameter
+
+    @classmethod
+    def of(cls, encoded: EncodedMatrix, bias: nn.Parameter | None = None) -> KashinLinear:
+        """The layer of an encoded matrix, on its device."""
+        tensors = {name: tensor.to(encoded.codes.device) for name, tensor in encoded.to_tensors().items()}
+        layer = cls(encoded.layout, bias, {name: tensor.dtype for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            setattr(layer, name, nn.Parameter(tensor, requires_grad=False))
+        if encoded.channel_scale is not None and encoded.layout.channel_scale_from is not None:
+            layer.channel_scale = [encoded.channel_scale]
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y (..., out_features) of x (..., in_features), in x's dtype; computed in float32 (float64 for float64)."""
+        frame = self.layout.frame
+        a, b = self.coordinates(x, self._channel_scale())
+        if (col_scale := self._own("weight_col_scale")) is not None:
+            a = a * col_scale.to(a.dtype)
+            b = None if b is None else b * col_scale.to(a.dtype)
+        scale = self._own("weight_scale")
+        grouped = scale is not None and scale.shape[1] > 1
+        packed = Packed(
+            self.weight_codes,
+            self.weight_codebook,
+            self.in_features,
+            scale if grouped else None,
+            self.layout.group if grouped else 0,
+        )
+        split = b is not None and frame.left_u != frame.left_v
+        y, y_v = product(packed, a, b, split)
+        if frame.left_u is not None:
+            y = frame.left_u.make().apply(y)
+        if y_v is not None:
+            y = y + (y_v if frame.left_v is None else frame.left_v.make().apply(y_v))
+        if scale is not None and not grouped:
+            y = y * scale.to(y.dtype).T
+        if self.bias is not None:
+            y = y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def encoded(self) -> EncodedMatrix:
+        """The matrix that the parameters hold."""
+        tensors = {name: getattr(self, name).detach() for name in self.layout.tensor_shapes()}
+        if (shared := self._channel_scale()) is not None:
+            tensors["weight_channel_scale"] = shared.detach().to(self.weight_codes.device)
+        return EncodedMatrix.from_tensors(self.layout, tensors)
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape, dtype and device of the dense weight, for models that ask for them; every value is NaN.
+
+        `encoded().decode()` is the weight itself.
+        """
+        dtype = torch.float32 if self.bias is None else self.bias.dtype
+        shape = self.layout.shape[::-1] if self.layout.transposed else self.layout.shape
+        described: Any = torch.full((1, 1), torch.nan, dtype=dtype, device=self.weight_codes.device).expand(shape)
+        described._is_hf_initialized = True  # GPT-2's initialisation of what is missing would write to it
+        return described
+
+    def extra_repr(self) -> str:
+        """For print(model)."""
+        layout = self.layout
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, levels={layout.levels}, "
+            f"bias={self.bias is not None}"
+        )
+
+    def _own(self, name: str) -> Tensor | None:
+        return getattr(self, name) if name in self._parameters else None
+
+    def _channel_scale(self) -> Tensor | None:
+        own = self._own("weight_channel_scale")
+        return own if own is not None or not self.channel_scale else self.channel_scale[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move as every module does, but keep the dtypes of what is encoded."""
+        names = self.layout.tensor_shapes()
+        before = {name: getattr(self, name).detach() for name in names}
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            after = getattr(self, name)
+            if after.dtype != tensor.dtype:
+                after.data = tensor.to(after.device)
+        return self

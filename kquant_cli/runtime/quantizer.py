@@ -1,0 +1,107 @@
+"""The quantiser `kashin` of transformers: `from_pretrained` of a bundle gives a model that runs from its codes.
+
+transformers builds the model without weights, has `_process_model_before_weight_loading` put our layers into it, and
+then loads the bundle's tensors under their own names: a tensor that is missing would only be warned of and stay
+uninitialised, so headers and config are compared before. Everything heavier than the two classes is imported inside the
+methods, as this module is imported in the midst of transformers' own import (registration.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from kquant_cli.bundle.format import FORMAT_VERSION, QUANT_METHOD
+from kquant_cli.errors import KQuantError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class KashinConfig(QuantizationConfigMixin):
+    """`quantization_config` of a bundle: how every encoded matrix decodes, by its module name on disk (encoded.py)."""
+
+    def __init__(
+        self,
+        modules: Any = None,
+        format_version: int = FORMAT_VERSION,
+        quant_method: str = QUANT_METHOD,
+        **unknown: Any,
+    ) -> None:
+        self.quant_method = quant_method  # type: ignore[assignment]
+        self.format_version = format_version
+        self.modules = modules
+        self.unknown = sorted(unknown)  # of a newer format, which is then refused for its version
+
+    def to_dict(self) -> dict[str, Any]:
+        """For config.json."""
+        return {
+            "quant_method": self.quant_method,
+            "format_version": self.format_version,
+            "modules": copy.deepcopy(self.modules),
+        }
+
+
+class KashinQuantizer(HfQuantizer):
+    """Puts `KashinLinear` where the bundle has encoded matrices; what it does not name loads dense."""
+
+    requires_calibration = True  # a dense model is not encoded as it loads: `kquant compress` does that
+    quantization_config: KashinConfig
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
+    ) -> PreTrainedModel:
+        from kquant_cli.runtime.placing import place_layers
+
+        if not checkpoint_files:
+            raise KQuantError(
+                "a bundle loads from its files, not from a state dict: give from_pretrained the bundle's folder or id"
+            )
+        files = [Path(file) for file in checkpoint_files]
+        self.quantization_config.modules = place_layers(model, self.quantization_config.to_dict(), files)
+        return model
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        from kquant_cli.runtime.placing import kashin_layers
+
+        for _, layer in kashin_layers(model):
+            for name in layer.layout.tensor_shapes():
+                getattr(layer, name).requires_grad_(False)  # transformers sets it for every floating-point tensor
+            device = layer.weight_codes.device
+            if device.type != "meta":  # on disk: accelerate brings it to the input's device at every call
+                layer.channel_scale = [scale.to(device) for scale in layer.channel_scale]
+        return model
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        from kquant_cli.runtime.placing import make_dense
+
+        return make_dense(model, dtype)
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """`save_pretrained` writes the codes as they are."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Codes have no gradients."""
+        return False
+
+
+def register() -> None:
+    """Tell transformers of both classes, once."""
+    if QUANT_METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(QUANT_METHOD)(KashinConfig)
+    if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantizer(QUANT_METHOD)(KashinQuantizer)

@@ -1,0 +1,183 @@
+"""KashinLinear against the dense weight that its codes stand for, in float64."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kquant_cli.bases import BasisSpec
+from kquant_cli.config import EncoderConfig
+from kquant_cli.encoded import EncodedMatrix, Frame, Layout
+from kquant_cli.encoders import encode
+from kquant_cli.runtime import KashinLinear
+
+ROWS, COLUMNS = 24, 40
+
+
+def random_matrix(levels: int, **layout: Any) -> EncodedMatrix:
+    """Random codes and scales: every formula of encoded.py, whether an encoder makes it or not."""
+    generator = torch.Generator().manual_seed(levels)
+    made = Layout((ROWS, COLUMNS), levels, **layout)
+    scale = torch.rand(made.scale, generator=generator).half() + 0.5 if made.scale else None
+    return EncodedMatrix(
+        made,
+        torch.randint(levels, (ROWS, COLUMNS), generator=generator).to(torch.uint8),
+        torch.randn(levels, made.columns, generator=generator),
+        scale,
+        torch.rand(COLUMNS, generator=generator).half() + 0.5 if made.col_scale else None,
+        torch.rand(COLUMNS, generator=generator).half() + 0.5 if made.channel_scale else None,
+    )
+
+
+def spec(kind: str, size: int, seed: int = 3) -> BasisSpec:
+    return BasisSpec(kind, size, seed)
+
+
+FRAMES = {
+    "none": Frame(),
+    "paper": Frame(left_v=spec("qr", ROWS), right_v=spec("dct", COLUMNS, 0)),
+    "input side": Frame(
+        right_u=spec("signed_hadamard_dct", COLUMNS), right_v=spec("twice_signed_hadamard_dct", COLUMNS)
+    ),
+    "output side": Frame(left_u=spec("signed_hadamard_dct", ROWS), left_v=spec("twice_signed_hadamard_dct", ROWS)),
+    "same left": Frame(left_u=spec("qr", ROWS), left_v=spec("qr", ROWS), right_u=spec("qr", COLUMNS)),
+    "all": Frame(spec("qr", ROWS), spec("qr", COLUMNS), spec("qr", ROWS, 4), spec("qr", COLUMNS, 4)),
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("levels", [2, 3, 4, 8, 12, 16, 200, 256])
+@pytest.mark.parametrize(
+    "parts",
+    [{}, {"scale": (1, 1)}, {"scale": (ROWS, 1), "col_scale": True, "channel_scale": True}, {"transposed": True}],
+    ids=str,
+)
+def test_every_formula(frame: str, levels: int, parts: dict[str, Any]) -> None:
+    encoded = random_matrix(levels, frame=FRAMES[frame], **parts)
+    layer = KashinLinear.of(encoded, nn.Parameter(torch.randn(ROWS)))
+    x = torch.randn(2, 3, COLUMNS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = nn.functional.linear(x, encoded.decode(torch.float64), layer.bias.double())
+    torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-9)
+    found = layer(x.float())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert layer(x.to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("group", [8, 16, 40])
+def test_scales_of_groups(group: int) -> None:
+    encoded = random_matrix(16, columns=1, scale=(ROWS, -(-COLUMNS // group)), group=group)
+    x = torch.randn(5, COLUMNS, dtype=torch.float64)
+    torch.testing.assert_close(KashinLinear.of(encoded)(x), x @ encoded.decode(torch.float64).T)
+
+
+def test_one_token_and_none() -> None:
+    layer = KashinLinear.of(random_matrix(16, frame=FRAMES["input side"]))
+    assert layer(torch.randn(COLUMNS)).shape == (ROWS,)
+    assert layer(torch.randn(0, COLUMNS)).shape == (0, ROWS)
+
+
+@pytest.mark.parametrize("encoder", ["annealed", "greedy", "kmeans", "uniform"])
+def test_what_encoders_make(encoder: str) -> None:
+    weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(5))
+    encoded = encode(weight, EncoderConfig(encoder=encoder, bits=4))
+    x = torch.randn(4, COLUMNS)
+    torch.testing.assert_close(KashinLinear.of(encoded)(x), x @ encoded.decode().T, rtol=1e-4, atol=1e-4)
+
+
+def test_codes_and_codebooks_keep_their_dtypes() -> None:
+    encoded = random_matrix(16, frame=FRAMES["input side"], scale=(ROWS, 1), channel_scale=True)
+    layer = KashinLinear.of(encoded, nn.Parameter(torch.zeros(ROWS))).to(torch.bfloat16)
+    assert layer.weight_codebook.dtype == torch.float32
+    assert torch.equal(layer.weight_codebook, encoded.codebook)
+    assert layer.weight_scale.dtype == torch.float16
+    assert layer.bias is not None
+    assert layer.bias.dtype == torch.bfloat16
+
+
+def test_the_dense_weight_is_described_but_not_held() -> None:
+    layer = KashinLinear.of(random_matrix(16, transposed=True), nn.Parameter(torch.zeros(ROWS, dtype=torch.float16)))
+    assert (layer.weight.shape, layer.weight.dtype) == ((COLUMNS, ROWS), torch.float16)
+    assert layer.weight.isnan().all()  # whoever computes with it is told
+    assert "in_features=40, out_features=24, levels=16, bias=True" in repr(layer)
+
+
+@pytest.mark.parametrize("frame", ["none", "paper", "input side"])
+def test_gradients_reach_the_input(frame: str) -> None:
+    encoded = random_matrix(5, frame=FRAMES[frame], channel_scale=True)
+    layer = KashinLinear.of(encoded)
+    x = torch.randn(3, COLUMNS, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3, ROWS, dtype=torch.float64)
+    (layer(x) * weights).sum().backward()
+    torch.testing.assert_close(x.grad, weights @ encoded.decode(torch.float64))
+    assert all(parameter.grad is None for parameter in layer.parameters())
+
+
+@pytest.fixture
+def siblings() -> tuple[KashinLinear, KashinLinear]:
+    """Two layers that share an input's coordinates, as q and k do."""
+    first, second = (KashinLinear.of(random_matrix(levels, frame=FRAMES["input side"])) for levels in (4, 16))
+    first.coordinates.readers = 2
+    second.coordinates = first.coordinates
+    return first, second
+
+
+def count(monkeypatch: pytest.MonkeyPatch, layer: KashinLinear) -> list[int]:
+    """The number of changes of coordinates, as it grows."""
+    calls = [0]
+    compute = layer.coordinates._compute
+
+    def counted(*args: Any) -> Any:
+        calls[0] += 1
+        return compute(*args)
+
+    monkeypatch.setattr(layer.coordinates, "_compute", counted)
+    return calls
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_siblings_compute_the_coordinates_once(monkeypatch: pytest.MonkeyPatch, siblings: Any, mode: Any) -> None:
+    calls = count(monkeypatch, siblings[0])
+    with mode():
+        for repeat in range(1, 4):
+            x = torch.randn(3, COLUMNS)
+            for layer in siblings:
+                torch.testing.assert_close(layer(x), x @ layer.encoded().decode().T, rtol=1e-4, atol=1e-4)
+            assert calls == [repeat]
+    assert siblings[0].coordinates._kept is None  # nothing stays once all have read
+
+
+def test_another_or_a_changed_input_is_not_taken_for_the_first(siblings: Any) -> None:
+    first, second = siblings
+    x = torch.randn(3, COLUMNS)
+    first(x)
+    x += 1
+    torch.testing.assert_close(second(x), x @ second.encoded().decode().T, rtol=1e-4, atol=1e-4)
+    first(x)
+    y = torch.randn(3, COLUMNS)
+    torch.testing.assert_close(second(y), y @ second.encoded().decode().T, rtol=1e-4, atol=1e-4)
+
+
+def test_coordinates_go_with_their_input(siblings: Any) -> None:
+    x = torch.randn(3, COLUMNS)
+    siblings[0](x)
+    assert siblings[0].coordinates._kept is not None
+    del x
+    gc.collect()
+    assert siblings[0].coordinates._kept is None
+
+
+def test_layers_are_copied_and_pickled(siblings: Any) -> None:
+    x = torch.randn(3, COLUMNS)
+    expected = siblings[0](x)
+    for made in (copy.deepcopy(siblings), pickle.loads(pickle.dumps(siblings))):
+        assert made[0].coordinates is made[1].coordinates
+        assert made[0].coordinates._kept is None
+        torch.testing.assert_close(made[0](x), expected)
