@@ -78,6 +78,13 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many windows, or examples.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread the model over all GPUs, the CPU and the disk, in place of --device: auto, balanced, "
+            "sequential (as accelerate does it)."
+        ),
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(help="auto (float32 on the CPU, the checkpoint's on a GPU), float32, float16, bfloat16, float64."),
@@ -106,7 +113,9 @@ def evaluate(
 
     @lru_cache(maxsize=1 if against is None else 2)
     def load(path: str, auto_class: str, revision: str | None) -> "LoadedModel":
-        return load_model(path, auto_class=auto_class, device=device, dtype=dtype, revision=revision)
+        return load_model(
+            path, auto_class=auto_class, device=device, dtype=dtype, revision=revision, device_map=device_map
+        )
 
     results: list[Result] = []
     for name, place in places.items():

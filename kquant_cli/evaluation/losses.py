@@ -13,6 +13,8 @@ import torch
 import transformers
 from torch.nn import functional
 
+from kquant_cli.runtime import input_device
+
 POSITIONS: Final = 256  # of which logits are held in float32 at a time
 LOGIT_BYTES: Final = 256 * 2**20  # for the logits of a batch, where they are all held at once
 BATCH_TOKENS: Final = {"cpu": 1024, "cuda": 16384}
@@ -32,14 +34,16 @@ class TokenLosses:
         backbone: Any = model.base_model
         if head is None or backbone is model:
             return cls(model, in_pieces=False)
-        tokens = torch.arange(8, device=model.device).remainder(vocabulary(model))[None]
+        tokens = torch.arange(8, device=input_device(model)).remainder(vocabulary(model))[None]
         hidden = getattr(backbone(input_ids=tokens, use_cache=False), "last_hidden_state", None)
-        same = hidden is not None and torch.equal(head(hidden), model(input_ids=tokens, use_cache=False).logits)
-        return cls(model, in_pieces=same)
+        if hidden is None:
+            return cls(model, in_pieces=False)
+        whole = model(input_ids=tokens, use_cache=False).logits
+        return cls(model, in_pieces=torch.equal(head(hidden).to(whole.device), whole))
 
     def batch_size(self, length: int) -> int:
         """How many windows of `length` tokens go through the model at once."""
-        tokens = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
+        tokens = BATCH_TOKENS.get(input_device(self.model).type, BATCH_TOKENS["cpu"])
         if not self.in_pieces:
             tokens = min(tokens, LOGIT_BYTES // (4 * vocabulary(self.model)))
         return max(1, tokens // length)
@@ -50,7 +54,7 @@ class TokenLosses:
         In pieces (at most `positions`, vocabulary), float32 (float64 for a float64 model).
         """
         model: Any = self.model
-        tokens = tokens.to(model.device)
+        tokens = tokens.to(input_device(model))
         if self.in_pieces:
             features = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         else:
