@@ -1,8 +1,8 @@
 """The loss of each next-token prediction, without ever holding the logits of a whole batch where that can be avoided.
 
 The logits of 2048 positions over 50,000 tokens are 400 MB in float32. Most architectures compute them as
-head(backbone(tokens)), position by position; then a few hundred positions at a time do. Some do more to each of them:
-cap * tanh(logit / cap) (Gemma 2), a factor (Cohere), a divisor (Granite). So head(backbone(tokens)), with and without what
+head(backbone(tokens)), position by position; then a few hundred at a time do. Some do more to each logit:
+cap * tanh(logit / cap) (Gemma 2), a factor (Cohere), a divisor (Granite). So head(backbone(tokens)), also with what
 the config says of these, is tried once on a few tokens, and where all differ the model's own logits are used.
 """
 

@@ -13,7 +13,7 @@ import transformers
 
 from kquant_cli import demo
 from kquant_cli.errors import KQuantError
-from kquant_cli.evaluation import EvalOptions, select_tasks
+from kquant_cli.evaluation import TASKS, EvalOptions, select_tasks
 from kquant_cli.evaluation.harness import HarnessResult
 from kquant_cli.evaluation.tasks.lm_eval import harness_task
 from kquant_cli.runtime import LoadedModel, load_model
@@ -48,6 +48,18 @@ doc_to_target: right
 metric_list: [{metric: acc}, {metric: acc_norm}, {metric: brier_score}]
 """
 ROLLING = 'doc_to_target: "{{beginning}} {{endings[right]}}"\nmetric_list: [{metric: bits_per_byte}]'
+# As the harness's lambada_openai, but for the mean log-likelihood in place of its exponential.
+LAST_WORDS = """
+task: kquant_words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{text.split(' ')[:-1]|join(' ')}}}}"
+doc_to_target: "{{{{' '+text.split(' ')[-1]}}}}"
+metric_list: [{{metric: perplexity, aggregation: mean}}, {{metric: acc, aggregation: mean}}]
+"""
+WORDS = ("Snow", *(f"{beginning} {endings[right]}" for beginning, endings, right in QUESTIONS), " bread")
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +78,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         task = TASK.format(name=name, kind=kind, target=target, file=data)
         (root / f"{name}.yaml").write_text(task.replace("tag: kquant_tag\n", "") if data != file else task)
+    words = root / "words.jsonl"
+    words.write_text("".join(json.dumps({"text": text}) + "\n" for text in WORDS), encoding="utf-8")
+    (root / "kquant_words.yaml").write_text(LAST_WORDS.format(file=words))
     return root
 
 
@@ -138,6 +153,14 @@ def test_texts_longer_than_the_model_go_in_windows(tiny_opt: LoadedModel, folder
             total += log_likelihood(tiny_opt.model, tokens[max(0, begin + len(new) - 10) : begin + len(new)], len(new))
     size = sum(len(text.encode()) for text in texts)
     assert result.metrics["bits_per_byte"] == pytest.approx(-total / size / np.log(2), rel=1e-5)
+
+
+def test_our_last_words_are_the_harnesss(embedded: LoadedModel, folder: Path) -> None:
+    theirs = run("kquant_words", embedded, data=folder).metrics
+    options = EvalOptions(data=folder / "words.jsonl")
+    ours = TASKS["lambada_word"].run(embedded, TASKS["lambada_word"].read(options), options).metrics
+    assert np.log(ours["perplexity"]) == pytest.approx(-theirs["perplexity"], rel=1e-5)
+    assert ours["accuracy"] == theirs["acc"]
 
 
 def test_a_tag_has_the_numbers_of_its_members(tiny_opt: LoadedModel, folder: Path) -> None:
