@@ -147,6 +147,20 @@ def memory(values: dict[str, Any]) -> str:
     return f"{table(headings, rows)}\n\nMachine: {place(values['machine'])}."
 
 
+def overhead(values: dict[str, Any]) -> str:
+    """Evaluation against a bare loop, as scripts/eval_overhead.py wrote it."""
+    bare, ours = (statistics.median(values["seconds"][name]) for name in ("bare", "kquant"))
+    shape = f"{values['windows']} × {values['seqlen']}"
+    row = [values["model"], shape, values["dtype"], f"{bare:.2f}", f"{ours:.2f}", f"{values['ratio']:.3f}"]
+    headings = ["model", "windows", "dtype", "bare loop [s]", "kquant [s]", "ratio"]
+    rounds, threads = len(values["seconds"]["bare"]), values["threads"]
+    plural = "" if threads == 1 else "s"
+    return (
+        f"{table(headings, [row])}\n\nMedians of {rounds} runs in turn, {threads} thread{plural} on "
+        f"{values['device']}. Machine: {place(values['machine'])}."
+    )
+
+
 def speed(values: dict[str, Any]) -> str:
     """Times of decomposition and clustering, as scripts/bench_encode.py wrote them."""
     rows = [
@@ -194,6 +208,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "runtime": ("bench-runtime.json", runtime),
     "products": ("bench-product.json", products),
     "paper-glue": ("paper/table3.json", tables.short_glue),
+    "eval-overhead": ("eval-overhead.json", overhead),
 }
 READMES = {ROOT / "README.md": BLOCKS, ROOT / "scripts" / "paper" / "README.md": tables.BLOCKS}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,8 @@ def keep_result(bundle: Path, result: Mapping[str, Any]) -> Path:
     against = (result.get("against") or {}).get("model")
     asked = json.dumps([result.get(key) for key in ASKED] + [against])
     protocol = str(result["protocol"]).replace(" ", "_")
-    name = f"{result['task']}-{protocol}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.json"
+    task = re.sub(r"[^\w.-]", "_", str(result["task"]))  # lm_eval:piqa is no file name everywhere
+    name = f"{task}-{protocol}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.json"
     entry = {"measured": datetime.now(UTC).isoformat(timespec="seconds"), **result}
     reasons = []
     for folder in _folders(bundle):

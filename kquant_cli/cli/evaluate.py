@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kquant_cli.cli.console import console, log, write_results
+from kquant_cli.cli.newest import bundle_or_newest
 
 if TYPE_CHECKING:
     from kquant_cli.evaluation import Result
@@ -26,6 +27,8 @@ kquant eval bundles/opt-125m-greedy-4bit --task lambada,ptb --against facebook/o
 
 kquant eval bundles/opt-125m-greedy-4bit --task text --data book.txt --protocol stride --stride 256
 
+kquant eval bundles/opt-125m-greedy-4bit --task wikitext2,lm_eval:hellaswag,piqa   (wikitext2, and two of the harness)
+
 kquant eval my-classifiers --task glue --data glue_data   (sub-folders cola/, sst2/, ... in both)
 """
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -40,12 +43,17 @@ def evaluate(
         str,
         typer.Option(
             help="wikitext2, ptb, c4, lambada (lambada_text and lambada_word), text (your --data), demo; glue, or some "
-            "of it: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli; several with commas."
+            "of it: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli; several with commas. Last, "
+            "lm_eval:NAME,NAME,...: tasks of lm-evaluation-harness (pip install lm-eval); every name after lm_eval: is "
+            "the harness's."
         ),
     ] = "wikitext2",
     data: Annotated[
         Path | None,
-        typer.Option(help="The data: a file, or a folder laid out as on the hub or as the official download."),
+        typer.Option(
+            help="The data: a file, or a folder laid out as on the hub or as the official download; for lm_eval a "
+            "folder with task files (YAML) of yours."
+        ),
     ] = None,
     data_format: Annotated[
         str | None,
@@ -71,6 +79,13 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many windows, or examples.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread the model over all GPUs, the CPU and the disk, in place of --device: auto, balanced, "
+            "sequential (as accelerate does it)."
+        ),
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(help="auto (float32 on the CPU, the checkpoint's on a GPU), float32, float16, bfloat16, float64."),
@@ -83,14 +98,13 @@ def evaluate(
     """Measure a dense model or a bundle; a bundle keeps the results beside its manifest."""
     from transformers.utils import logging as transformers_logging
 
-    from kquant_cli.evaluation import EvalOptions, place_tasks, select_tasks
+    from kquant_cli.evaluation import EvalOptions, place_tasks, select_tasks, split_names
     from kquant_cli.report import evaluation_table
     from kquant_cli.runtime import load_model
 
     options = EvalOptions(data, data_format, protocol, seqlen, stride, limit)
     tasks = select_tasks(task, options)
-    asked = [part.strip() for part in task.split(",")]
-    places = place_tasks(model if model is not None else _newest_bundle(), tasks, asked, revision)
+    places = place_tasks(bundle_or_newest(model, "evaluating"), tasks, split_names(task), revision)
     originals = {} if against is None else place_tasks(against, {name: tasks[name] for name in places}, list(places))
     if left_out := [name for name in tasks if name not in places]:
         _say(f"{model} has no checkpoint for {', '.join(left_out)}: left out")
@@ -100,7 +114,12 @@ def evaluate(
 
     @lru_cache(maxsize=1 if against is None else 2)
     def load(path: str, auto_class: str, revision: str | None) -> "LoadedModel":
-        return load_model(path, auto_class=auto_class, device=device, dtype=dtype, revision=revision)
+        loaded = load_model(
+            path, auto_class=auto_class, device=device, dtype=dtype, revision=revision, device_map=device_map
+        )
+        if loaded.decoded:
+            _say(f"{path} is decoded before it runs: {loaded.decoded}")
+        return loaded
 
     results: list[Result] = []
     for name, place in places.items():
@@ -118,21 +137,13 @@ def evaluate(
         write_results(json_file, {"results": [result.to_dict() for result in results]})
 
 
-def _newest_bundle() -> str:
-    from kquant_cli.bundle import newest_bundle
-
-    path = newest_bundle(Path("bundles"))
-    _say(f"Evaluating {path}, the newest bundle.")
-    return str(path)
-
-
 def _keep(result: "Result") -> None:
     """Keep a bundle's result beside its manifest, and say so where it had to go elsewhere or nowhere."""
     from kquant_cli.bundle import keep_result
     from kquant_cli.bundle.format import RESULTS
     from kquant_cli.errors import KQuantError
 
-    if result.model_kind != "bundle":
+    if result.model_kind != "bundle" or not Path(result.model).is_dir():  # one on the hub has no place for them
         return
     try:
         file = keep_result(Path(result.model), result.to_dict())

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kquant_cli.cli.console import console, log, write_results
+from kquant_cli.cli.console import console, write_results
+from kquant_cli.cli.newest import bundle_or_newest
 
 
 def inspect(
@@ -20,13 +21,11 @@ def inspect(
 
     Example: kquant inspect bundles/opt-1.3b-greedy-4bit --json layers.json
     """
-    from kquant_cli.bundle import newest_bundle, open_bundle
+    from kquant_cli.bundle import open_bundle
     from kquant_cli.report import evaluation_table, layer_table, summarise, totals_table
 
-    if bundle is None:
-        bundle = newest_bundle(Path("bundles"))
-        log.print(f"newest bundle: {bundle}", highlight=False, markup=False)
-    summary = summarise(open_bundle(bundle, verify=False))
+    named = bundle_or_newest(None if bundle is None else str(bundle), "inspecting")
+    summary = summarise(open_bundle(named, verify=False))
     console.print(layer_table(summary))
     console.print(totals_table(summary))
     if summary["results"]:

@@ -7,7 +7,7 @@ from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.perplexity import PerplexityResult, perplexity
 from kquant_cli.evaluation.places import place_tasks
 from kquant_cli.evaluation.result import Against, Estimate, Result
-from kquant_cli.evaluation.tasks import GROUPS, TASKS, Task, select_tasks
+from kquant_cli.evaluation.tasks import GROUPS, TASKS, Task, select_tasks, split_names
 
 __all__ = [
     "GROUPS",
@@ -21,4 +21,5 @@ __all__ = [
     "perplexity",
     "place_tasks",
     "select_tasks",
+    "split_names",
 ]

@@ -22,7 +22,7 @@ def hub_rows(what: str, get: str, dataset: str, config: str | None = None, **opt
     from datasets import load_dataset  # noqa: PLC0415 (a second to import, and only needed here)
 
     try:
-        with _cache_alone_if_unreachable(dataset):
+        with cache_alone_if_unreachable(dataset):
             return load_dataset(dataset, *([] if config is None else [config]), **options)
     except HUB_ERRORS as error:
         place = dataset if config is None else f"{dataset}, {config}"
@@ -30,15 +30,19 @@ def hub_rows(what: str, get: str, dataset: str, config: str | None = None, **opt
 
 
 @contextmanager
-def _cache_alone_if_unreachable(dataset: str) -> Iterator[None]:
-    """Let `datasets` use its cache at once where the hub does not answer: by itself it tries for half a minute."""
+def cache_alone_if_unreachable(dataset: str | None) -> Iterator[None]:
+    """Let `datasets` use its cache at once where the hub does not answer: by itself it tries for half a minute.
+
+    The hub is asked for `dataset`; None where nothing of it is wanted.
+    """
     import datasets  # noqa: PLC0415
     from huggingface_hub import HfApi  # noqa: PLC0415
     from huggingface_hub.errors import HTTPError  # noqa: PLC0415
 
     before = datasets.config.HF_HUB_OFFLINE
     try:
-        HfApi().dataset_info(dataset, timeout=PROBE_SECONDS)
+        if dataset is not None:
+            HfApi().dataset_info(dataset, timeout=PROBE_SECONDS)
     except (HTTPError, OSError):
         datasets.config.HF_HUB_OFFLINE = True
     try:

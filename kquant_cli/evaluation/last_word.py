@@ -8,6 +8,7 @@ given the tokens before:
 The tokens are those of the whole text beyond the number of tokens of the part before the last word, as the tokenizer
 gives them by default; texts longer than the model's maximum lose their beginning. A tokenizer that joins words may give
 the whole no more tokens than the part, where the harness fails: there the tokens begin where the two first differ.
+A text of one word is predicted from the token that begins texts, or from the one that ends them, as the harness does.
 """
 
 import math
@@ -77,7 +78,7 @@ def last_word(
     Raises
     ------
     KQuantError
-        A text has no two words, or the two models do not read the same tokens.
+        A text is empty, or the two models do not read the same tokens.
     """
     models = [loaded] if against is None else [loaded, against]
     texts = rows.texts if options.limit is None else rows.texts[: options.limit]
@@ -113,21 +114,32 @@ def last_word(
 def _encode(loaded: LoadedModel, texts: Sequence[str]) -> tuple[list[Encoded], int]:
     """Every text's tokens and how many of them its last word has; and for how many texts it is joined to others."""
     contexts = [text.rpartition(" ")[0].rstrip() for text in texts]
-    for number, (text, context) in enumerate(zip(texts, contexts, strict=True), start=1):
-        if not context:
-            raise KQuantError(
-                f"text {number} ({text[:40]!r}) has no last word after others: give texts of several words"
-            )
-    whole = loaded.tokenizer(list(texts), verbose=False)["input_ids"]
-    before = loaded.tokenizer(contexts, verbose=False)["input_ids"]
-    require_known(loaded, torch.tensor([max(tokens) for tokens in whole]))
-    counts = [len(tokens) - len(start) for tokens, start in zip(whole, before, strict=True)]
-    for i, count in enumerate(counts):
-        if count < 1:
-            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole[i], before[i], strict=False)))
-            counts[i] = max(1, len(whole[i]) - same)
-    joined = sum(len(tokens) <= len(start) for tokens, start in zip(whole, before, strict=True))
-    return list(zip(whole, counts, strict=True)), joined
+    encoded: dict[int, Encoded] = {i: _single(loaded, i, text) for i, text in enumerate(texts) if not contexts[i]}
+    several = [i for i in range(len(texts)) if contexts[i]]
+    joined = 0
+    if several:
+        whole = loaded.tokenizer([texts[i] for i in several], verbose=False)["input_ids"]
+        before = loaded.tokenizer([contexts[i] for i in several], verbose=False)["input_ids"]
+        for i, tokens, start in zip(several, whole, before, strict=True):
+            count = len(tokens) - len(start)
+            if count < 1:
+                same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens, start, strict=False)))
+                count, joined = max(1, len(tokens) - same), joined + 1
+            encoded[i] = (tokens, count)
+    require_known(loaded, torch.tensor([max(tokens) for tokens, _ in encoded.values()]))
+    return [encoded[i] for i in range(len(texts))], joined
+
+
+def _single(loaded: LoadedModel, index: int, text: str) -> Encoded:
+    """The tokens of a text of one word: after the token that begins texts, or without one the token that ends them."""
+    tokenizer = loaded.tokenizer
+    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if not text.strip() or prefix is None:
+        why = "is empty" if not text.strip() else "is a single word, and the tokenizer has no token that begins texts"
+        raise KQuantError(f"text {index + 1} ({text[:40]!r}) {why}: give texts of several words")
+    word = tokenizer(text if text.startswith(" ") else f" {text}", add_special_tokens=False, verbose=False)["input_ids"]
+    tokens = word if word[0] == prefix and len(word) > 1 else [prefix, *word]
+    return tokens, len(tokens) - 1
 
 
 def _measure(models: Sequence[Any], encoded: Sequence[Encoded], maximum: int | None, progress: Progress) -> np.ndarray:

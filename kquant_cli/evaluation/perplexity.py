@@ -20,7 +20,7 @@ from kquant_cli.evaluation.spread import means_left_out, standard_error
 from kquant_cli.evaluation.texts import Text
 from kquant_cli.evaluation.tokens import require_comparable, require_known, require_same_tokens
 from kquant_cli.evaluation.windows import Protocol, Window, select, settle, shared_maximum
-from kquant_cli.runtime import LoadedModel
+from kquant_cli.runtime import LoadedModel, input_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def window_means(
         losses = [TokenLosses.of(model) for model in models]
         progress(0, len(windows))
         for batch in _batches(windows, losses):
-            ids = torch.stack([tokens[window.begin : window.end] for window in batch]).to(models[0].device)
+            ids = torch.stack([tokens[window.begin : window.end] for window in batch]).to(input_device(models[0]))
             means += _batch_means(losses, ids, batch[0].predictions).tolist()
             progress(len(means), len(windows))
     return np.array(means)

@@ -109,7 +109,7 @@ def common(loaded: LoadedModel, task: str, options: EvalOptions, *packages: str)
         "model_kind": loaded.kind,
         "limit": options.limit,
         "dtype": dtype_name(loaded),
-        "device": loaded.device.type,
+        "device": loaded.devices,
         "tokenizer": type(loaded.tokenizer).__name__,
         "versions": versions(*packages),
     }

@@ -24,7 +24,7 @@ def _wide(entries: Sequence[Entry]) -> Table:
     metrics, counts = list(entries[0]["metrics"]), list(entries[0].get("counts", {}))
     table = _table(["task", "model"], [*metrics, *counts, "seconds"])
     for entry in entries:
-        numbers = [number(entry["metrics"][name]) for name in metrics]
+        numbers = [_measured(entry, name) for name in metrics]
         numbers += [f"{entry.get('counts', {}).get(name, 0):,}" for name in counts]
         table.add_row(entry["task"], model_name(entry), *numbers, _seconds(entry))
     return table
@@ -34,8 +34,9 @@ def _long(entries: Sequence[Entry]) -> Table:
     table = _table(["task", "model", "metric"], ["value", "seconds"])
     for entry in entries:
         head = [entry["task"], model_name(entry)]
-        for metric, value in entry["metrics"].items():
-            table.add_row(*head, metric.replace("_", " "), number(value), _seconds(entry) if head[0] else "")
+        for metric in entry["metrics"]:
+            measured = _measured(entry, metric)
+            table.add_row(*head, metric.replace("_", " "), measured, _seconds(entry) if head[0] else "")
             head = ["", ""]
     return table
 
@@ -78,6 +79,12 @@ def number(value: float | None) -> str:
     if value is None:
         return "undefined"
     return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4e}"
+
+
+def _measured(entry: Entry, metric: str) -> str:
+    """A metric's value, with its standard error where the result has one."""
+    error = (entry.get("standard_errors") or {}).get(metric)
+    return number(entry["metrics"][metric]) + ("" if error is None else f" ± {number(error)}")
 
 
 def _estimate(estimate: Mapping[str, Any] | None, value: str, error: str) -> str:

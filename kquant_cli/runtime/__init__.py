@@ -7,6 +7,7 @@ _HOMES = {
     "KashinLinear": "linear",
     "LoadedModel": "loading",
     "checkpoints_within": "folders",
+    "input_device": "spread",
     "load": "from_codes",
     "load_model": "loading",
 }

@@ -5,16 +5,18 @@ the source checkpoint, so that the twin differs from the source in the encoded w
 """
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 
 from kquant_cli.bundle import Bundle
+from kquant_cli.runtime.spread import DeviceMap, with_offload
 
 
 def load_dense_twin(
-    bundle: Bundle, auto_class: str, device: torch.device, dtype: torch.dtype | str
+    bundle: Bundle, auto_class: str, device_map: DeviceMap | None, dtype: torch.dtype | str
 ) -> tuple[transformers.PreTrainedModel, Collection[str]]:
     """The dense model of `bundle` under `auto_class`, and the names of the tensors that it lacks.
 
@@ -25,15 +27,16 @@ def load_dense_twin(
     # The auto classes take no state dict without a path; the class that they choose does.
     with torch.device("meta"):
         model_class: Any = type(getattr(transformers, auto_class).from_config(config, trust_remote_code=False))
-    model, info = model_class.from_pretrained(
+    load = partial(
+        model_class.from_pretrained,
         None,
         config=config,
         state_dict=decoded,
         dtype=dtype,
-        device_map=None if device.type == "cpu" else {"": device},
         output_loading_info=True,
         trust_remote_code=False,
     )
+    model, info = with_offload(load, device_map)
     if (bundle.path / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(bundle.path)
     return model, info["missing_keys"]

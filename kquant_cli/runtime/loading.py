@@ -6,7 +6,7 @@ comes with a checkpoint is never run: transformers' default would ask on a termi
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from kquant_cli.runtime.dense_twin import load_dense_twin
 from kquant_cli.runtime.places import CannotRunFromCodesError
 from kquant_cli.runtime.placing import kashin_layers
 from kquant_cli.runtime.quantizer import register
+from kquant_cli.runtime.spread import DeviceMap, devices_in_words, input_device, require_way, with_offload
 
 T = TypeVar("T")
 
@@ -52,7 +53,12 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where the model's inputs belong."""
-        return self.model.device
+        return input_device(self.model)
+
+    @property
+    def devices(self) -> str:
+        """The kinds of devices that hold the weights, such as cpu, or cuda+disk where they are spread."""
+        return devices_in_words(self.model)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -81,6 +87,7 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> LoadedModel:
     """Load a dense model (hub id or folder) or a bundle, which runs from its codes, ready to evaluate.
 
@@ -88,7 +95,8 @@ def load_model(
 
     `auto_class` names transformers' auto class that gives the model its head; `device` is auto (the GPU where there is
     one), cpu or cuda; `dtype` is a torch dtype or its name, where auto or None mean float32 on the CPU and the
-    checkpoint's own on a GPU; `revision` is a branch, tag or commit of a model on the hub.
+    checkpoint's own on a GPU; `revision` is a branch, tag or commit of a model on the hub. `device_map`, in place of a
+    device, spreads the model over GPUs, CPU and disk: auto, balanced, sequential, or a device for each module.
 
     Raises
     ------
@@ -97,16 +105,20 @@ def load_model(
     """
     folder = local_folder(path_or_id, revision)
     path = str(folder or path_or_id)
+    if device_map is not None:
+        require_way(device_map, device)
     placed = resolve_device(device)
     resolved = resolve_dtype(dtype, placed)
+    if device_map is None and placed.type != "cpu":
+        device_map = {"": placed}
     if folder is not None and bundles.is_bundle(folder):
-        return _load_bundle(folder, auto_class, placed, resolved)
+        return _load_bundle(folder, auto_class, device_map, resolved)
     if folder is not None:
         require_model([name for name in (CONFIG, ADAPTER_CONFIG) if (folder / name).is_file()], path)
     what = path if folder is not None else f"{path} (no folder here, so taken for a model on the hub)"
-    device_map = None if placed.type == "cpu" else {"": placed}
     model = _load_complete(path, auto_class, device_map, resolved, revision, what)
-    return LoadedModel(model.eval(), "dense", path, revision)
+    runs_from_codes = any(True for _ in kashin_layers(model))  # a bundle on the hub
+    return LoadedModel(model.eval(), "bundle" if runs_from_codes else "dense", path, revision)
 
 
 def load_from_codes(
@@ -127,16 +139,16 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> None:
 
 
 def _load_bundle(
-    folder: Path, auto_class: str, device: torch.device, dtype: torch.dtype | Literal["auto"]
+    folder: Path, auto_class: str, device_map: DeviceMap | None, dtype: torch.dtype | Literal["auto"]
 ) -> LoadedModel:
-    path, device_map = str(folder), None if device.type == "cpu" else {"": device}
+    path = str(folder)
     verify_folder(folder)
     try:
         return LoadedModel(load_from_codes(path, auto_class, device_map, dtype), "bundle", path)
     except CannotRunFromCodesError as error:
         why = str(error)
     bundle = bundles.open_bundle(folder, verify=False)
-    model, missing = _or_sentence(lambda: load_dense_twin(bundle, auto_class, device, dtype), f"bundle {path}")
+    model, missing = _or_sentence(lambda: load_dense_twin(bundle, auto_class, device_map, dtype), f"bundle {path}")
     _require_complete(path, auto_class, model, missing)
     return LoadedModel(model.eval(), "bundle", path, decoded=why)
 
@@ -153,14 +165,15 @@ def _load_complete(
 def _from_pretrained(
     path: str, auto_class: str, device_map: Any, dtype: torch.dtype | str, revision: str | None
 ) -> tuple[transformers.PreTrainedModel, Collection[str]]:
-    model, info = getattr(transformers, auto_class).from_pretrained(
+    load = partial(
+        getattr(transformers, auto_class).from_pretrained,
         path,
         dtype=dtype,
         revision=revision,
-        device_map=device_map,
         output_loading_info=True,
         trust_remote_code=False,
     )
+    model, info = with_offload(load, device_map)
     return model, info["missing_keys"]
 
 

@@ -66,6 +66,25 @@ def last_words(folder: str | Path, texts: list[str]) -> tuple[float, float, list
     return sum(greedy) / len(texts), math.exp(-sum(likelihoods) / len(texts)), kept
 
 
+@pytest.mark.parametrize("text", ["lomerti", " lomerti", "lo"])
+def test_a_single_word_follows_the_beginning_of_a_text(tiny_opt: LoadedModel, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "words.jsonl"
+    file.write_text(f'{{"text": "{text}"}}\n{{"text": "{TEXTS[0]}"}}\n', encoding="utf-8")
+    tokens = tiny_opt.tokenizer(f" {text.strip()}")["input_ids"]  # </s> at the beginning
+    assert tokens[0] == tiny_opt.tokenizer.bos_token_id
+    with torch.no_grad():
+        logits = tiny_opt.model(torch.tensor([tokens[:-1]])).logits[0].double().log_softmax(dim=-1)
+    expected = -float(logits[range(len(tokens) - 1), tokens[1:]].sum())
+    result = run("lambada_word", tiny_opt, data=file, limit=1)
+    assert math.log(result.perplexity) == pytest.approx(expected, rel=1e-5)
+    assert result.tokens == len(tokens) - 1
+    both = run("lambada_word", tiny_opt, data=file)  # and in the company of others
+    assert math.log(both.perplexity) * 2 == pytest.approx(
+        expected + math.log(last_words(tiny_opt.path, TEXTS[:1])[1]), rel=1e-5
+    )
+    assert both.joined == 0
+
+
 @pytest.mark.parametrize("stride", [None, 16, 20])
 def test_the_text_is_measured_as_the_papers_code_does(tiny_opt: LoadedModel, lines: Path, stride: int | None) -> None:
     result = run("lambada_text", tiny_opt, data=lines, stride=stride)
@@ -188,8 +207,10 @@ def test_other_bad_input(tiny_opt: LoadedModel, tmp_path: Path, monkeypatch: pyt
         TASKS["lambada_text"].read(EvalOptions(data=broken))
     single = tmp_path / "single.txt"
     single.write_text("ka shin\nlo\n", encoding="utf-8")
-    with pytest.raises(KQuantError, match=r"text 2 \('lo'\) has no last word after others"):
-        run("lambada_word", tiny_opt, data=single)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"text": "ka shin"}\n{"text": " "}\n', encoding="utf-8")
+    with pytest.raises(KQuantError, match=r"text 2 \(' '\) is empty"):
+        run("lambada_word", tiny_opt, data=empty)
     with pytest.raises(KQuantError, match="--limit 0 leaves no text"):
         run("lambada_word", tiny_opt, data=single, limit=0)
     with pytest.raises(KQuantError, match="--seqlen 65 is longer than the model's maximum of 64"):

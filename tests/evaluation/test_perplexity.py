@@ -74,29 +74,67 @@ def test_stride_counts_every_token_but_the_first_once(tiny_opt: LoadedModel) -> 
     assert result.tokens == result.text_tokens - 1
 
 
-@pytest.mark.parametrize("cap", [None, 1.0])
-def test_capped_logits_stay_right(tmp_path: Path, cap: float | None) -> None:
-    """Gemma 2 caps its logits after the head: only then must the whole model's logits be taken."""
-    config = transformers.Gemma2Config(
-        vocab_size=tiny_text_models.VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=48,
-        max_position_embeddings=40,
-        final_logit_softcapping=cap,
-        initializer_range=0.3,
-    )
-    torch.manual_seed(5)
-    transformers.Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    tiny_text_models.save_tokenizer(tmp_path)
-    loaded = load_model(tmp_path, device="cpu")
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Gemma2", {"final_logit_softcapping": None}),
+        ("Gemma2", {"final_logit_softcapping": 1.0}),
+        ("Gemma2", {"final_logit_softcapping": 30.0}),
+        ("Cohere", {"logit_scale": 0.0625}),
+        ("Granite", {"logits_scaling": 8.0}),
+    ],
+)
+def test_what_models_do_to_their_logits_is_done(tmp_path: Path, name: str, settings: dict[str, float | None]) -> None:
+    loaded = tiny(name, tmp_path, **settings)
     with torch.inference_mode():
-        assert TokenLosses.of(loaded.model).in_pieces == (cap is None)
-    result = perplexity(loaded, TEXT, EvalOptions(limit=6))
-    assert result.perplexity == pytest.approx(gptq_reference(tmp_path, TEXT.content, 40, 6), rel=1e-5)
+        assert TokenLosses.of(loaded.model).in_pieces
+    assert perplexity(loaded, TEXT, EvalOptions(limit=6)).nll == pytest.approx(mean_loss(loaded, 6), rel=1e-6)
+    (setting,) = settings
+    if settings[setting] is not None:
+        setattr(loaded.model.config, setting, 1e6 if name == "Gemma2" else 1.0)  # so that it does matter
+        loaded.model.logit_scale = 1.0
+        assert mean_loss(loaded, 6) != pytest.approx(perplexity(tiny(name, tmp_path), TEXT, EvalOptions(limit=6)).nll)
+
+
+def test_logits_that_nothing_explains_are_the_models_own(tmp_path: Path) -> None:
+    loaded = tiny("Cohere", tmp_path, logit_scale=0.25)
+    loaded.model.logit_scale = 0.4  # which its config does not say
+    with torch.inference_mode():
+        assert not TokenLosses.of(loaded.model).in_pieces
+    assert perplexity(loaded, TEXT, EvalOptions(limit=6)).nll == pytest.approx(mean_loss(loaded, 6), rel=1e-6)
+
+
+def tiny(name: str, folder: Path, **settings: float | None) -> LoadedModel:
+    """The tiny random model in `folder`, made where there is none."""
+    if not (folder / "config.json").exists():
+        config = getattr(transformers, f"{name}Config")(
+            vocab_size=tiny_text_models.VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            intermediate_size=48,
+            max_position_embeddings=40,
+            initializer_range=0.3,
+            **settings,
+        )
+        torch.manual_seed(5)
+        getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folder)
+        tiny_text_models.save_tokenizer(folder)
+    return load_model(folder, device="cpu")
+
+
+def mean_loss(loaded: LoadedModel, windows: int) -> float:
+    """The mean loss over the first windows of 40 tokens, from the model's own logits."""
+    ids = torch.tensor(loaded.tokenizer(TEXT.content)["input_ids"])
+    losses = []
+    for i in range(windows):
+        window = ids[i * 40 : (i + 1) * 40]
+        with torch.no_grad():
+            logits = loaded.model(window[None]).logits[0, :-1].double()
+        losses.append(torch.nn.functional.cross_entropy(logits, window[1:]))
+    return float(torch.stack(losses).mean())
 
 
 def test_float64_is_kept(tiny_opt: LoadedModel) -> None:

@@ -33,7 +33,7 @@ def compress(source: Path, out: Path, **settings: Any) -> Path:
 
 def twin_of(bundle: Path, auto_class: str, dtype: torch.dtype = torch.float32) -> Any:
     """The dense twin of a bundle: what its codes are to compute."""
-    return load_dense_twin(open_bundle(bundle), auto_class, torch.device("cpu"), dtype)[0].eval()
+    return load_dense_twin(open_bundle(bundle), auto_class, None, dtype)[0].eval()
 
 
 def logits(model: Any, tokens: torch.Tensor | None = None) -> torch.Tensor:

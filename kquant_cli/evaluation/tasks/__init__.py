@@ -1,4 +1,7 @@
-"""The tasks of `kquant eval --task`: one registry, one line a task. A new task is a file here and its line below."""
+"""The tasks of `kquant eval --task`: one registry, one line a task. A new task is a file here and its line below.
+
+`lm_eval:NAME` is any task of lm-evaluation-harness, which has a registry of its own.
+"""
 
 from typing import Final
 
@@ -8,6 +11,7 @@ from kquant_cli.evaluation.tasks.c4 import C4
 from kquant_cli.evaluation.tasks.demo import DEMO
 from kquant_cli.evaluation.tasks.glue import GLUE
 from kquant_cli.evaluation.tasks.lambada import LAMBADA_TEXT, LAMBADA_WORD
+from kquant_cli.evaluation.tasks.lm_eval import PREFIX, harness_task
 from kquant_cli.evaluation.tasks.ptb import PTB
 from kquant_cli.evaluation.tasks.task import Task
 from kquant_cli.evaluation.tasks.text import TEXT
@@ -31,8 +35,16 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {"lambada": ("lambada_text", "lambad
 
 
 def select_tasks(names: str, options: EvalOptions) -> dict[str, Task]:
-    """The tasks of a comma-separated list, in its order; refuses names and data options that no task of it knows."""
-    chosen = {name: TASKS[name] for part in names.split(",") if part.strip() for name in _members(part.strip())}
+    """The tasks of a comma-separated list, in its order; refuses names and data options that no task of it knows.
+
+    Those of lm-evaluation-harness come last, as `split_names` has them; whether it knows them, reading them tells.
+    """
+    chosen: dict[str, Task] = {}
+    for name in split_names(names):
+        if name.startswith(PREFIX):
+            chosen[name] = harness_task(name.removeprefix(PREFIX))
+        else:
+            chosen |= {member: TASKS[member] for member in _members(name)}
     if not chosen:
         raise KQuantError(f"--task names no task: use {', '.join(_known())}, or several with commas between them")
     if options.data is None and options.data_format is not None:
@@ -47,12 +59,23 @@ def select_tasks(names: str, options: EvalOptions) -> dict[str, Task]:
     return chosen
 
 
+def split_names(names: str) -> list[str]:
+    """The names of a comma-separated list; all after `lm_eval:` are its own: text,lm_eval:a,b is text and two of it."""
+    own, prefix, harness = names.partition(PREFIX)
+    found = [part.strip() for part in own.split(",") if part.strip()]
+    theirs = [part.strip().removeprefix(PREFIX) for part in harness.split(",") if part.strip()]
+    if prefix and not theirs:
+        raise KQuantError(f"--task {names} names nothing after '{PREFIX}': give names, as in {PREFIX}hellaswag,piqa")
+    return found + [f"{PREFIX}{name}" for name in theirs]
+
+
 def _members(name: str) -> tuple[str, ...]:
     """The tasks that `name` stands for."""
     if name in _known():
         return GROUPS.get(name, (name,))
     close = near(name.lower(), _known())
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the tasks are {', '.join(_known())}."
+    others = f"{', '.join(_known())}, and {PREFIX}NAME for those of lm-evaluation-harness"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the tasks are {others}"
     raise KQuantError(f"task {name!r} is not known: {hint}")
 
 
