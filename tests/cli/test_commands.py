@@ -52,7 +52,7 @@ def test_default_output_and_newest(kquant, tiny_llama, tmp_path, monkeypatch):
     assert (tmp_path / "bundles" / "tiny-llama-greedy-3bit" / "kquant.json").exists()
     shown = kquant("inspect")
     assert shown.code == 0
-    assert "newest bundle: bundles/tiny-llama-greedy-3bit" in shown.err
+    assert "inspecting bundles/tiny-llama-greedy-3bit, the newest bundle" in shown.err
 
 
 PAPERS = {
