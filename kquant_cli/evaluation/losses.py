@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from kquant_cli.runtime import input_device
 
-POSITIONS: Final = 256  # of which logits are held in float32 at a time
+POSITIONS: Final = 512  # of which logits are held in float32 at a time; small pieces cost threads their time
 LOGIT_BYTES: Final = 256 * 2**20  # for the logits of a batch, where they are all held at once
 BATCH_TOKENS: Final = {"cpu": 1024, "cuda": 16384}
 

@@ -66,10 +66,12 @@ def wikitext2(data: Path | None, data_format: str | None) -> Text:
 
 
 def text_file(path: Path, data_format: str) -> Text:
-    """A file as it stands (`text`), or as WikiText's rows joined by blank lines (`wikitext`)."""
-    if data_format == "wikitext":
-        return Text(join_rows(wikitext_rows(path)), f"{path}, WikiText rows joined by blank lines")
-    return Text(read_text(path), f"{path}, verbatim")
+    """A file as it stands (`text`), or as WikiText's rows joined by blank lines (`wikitext`); refuses an empty one."""
+    joined = data_format == "wikitext"
+    content = join_rows(wikitext_rows(path)) if joined else read_text(path)
+    if not content.strip():
+        raise KQuantError(f"{path} is empty: give a file with the text to measure")
+    return Text(content, f"{path}, {'WikiText rows joined by blank lines' if joined else 'verbatim'}")
 
 
 def _folder(folder: Path) -> Text:

@@ -57,6 +57,14 @@ def test_text_needs_a_file() -> None:
         TASKS["text"].read(EvalOptions())
 
 
+@pytest.mark.parametrize(("task", "content"), [("text", ""), ("text", " \n"), ("wikitext2", ""), ("wikitext2", "\n\n")])
+def test_an_empty_file_is_refused_as_such(tmp_path: Path, task: str, content: str) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(KQuantError, match=r"empty\.txt is empty"):
+        TASKS[task].read(EvalOptions(data=path))
+
+
 def test_demo_reads_the_packages_text() -> None:
     text = TASKS["demo"].read(EvalOptions())
     assert text.content.encode() == demo.demo_text_path().read_bytes()
