@@ -13,10 +13,10 @@ import tiny_models
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from small_bundles import bundle_of, compress, logits, relative, twin_of
 from torch import nn
 
 import kquant_cli
-from bundles import bundle_of, compress, logits, relative, twin_of
 from kquant_cli.errors import KQuantError
 from kquant_cli.runtime import KashinLinear, load, load_model
 from kquant_cli.runtime.places import CannotRunFromCodesError
