@@ -23,8 +23,7 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.placement import resolve_device, resolve_dtype
 from kquant_cli.runtime.dense_twin import load_dense_twin
 from kquant_cli.runtime.places import CannotRunFromCodesError
-from kquant_cli.runtime.placing import kashin_layers
-from kquant_cli.runtime.quantizer import register
+from kquant_cli.runtime.quantizer import is_from_bundle, register
 from kquant_cli.runtime.spread import DeviceMap, devices_in_words, input_device, require_way, with_offload
 
 T = TypeVar("T")
@@ -117,8 +116,7 @@ def load_model(
         require_model([name for name in (CONFIG, ADAPTER_CONFIG) if (folder / name).is_file()], path)
     what = path if folder is not None else f"{path} (no folder here, so taken for a model on the hub)"
     model = _load_complete(path, auto_class, device_map, resolved, revision, what)
-    runs_from_codes = any(True for _ in kashin_layers(model))  # a bundle on the hub
-    return LoadedModel(model.eval(), "bundle" if runs_from_codes else "dense", path, revision)
+    return LoadedModel(model.eval(), "bundle" if is_from_bundle(model) else "dense", path, revision)  # one on the hub
 
 
 def load_from_codes(
@@ -127,8 +125,8 @@ def load_from_codes(
     """The bundle at `path` (a folder, or an id on the hub) as a model whose encoded layers run from their codes."""
     register()
     model = _load_complete(path, auto_class, device_map, dtype, revision, f"bundle {path}")
-    if not any(True for _ in kashin_layers(model)):
-        raise KQuantError(f"{path} has no matrix encoded by kquant: give a bundle that `kquant compress` wrote")
+    if not is_from_bundle(model):
+        raise KQuantError(f"{path} is no bundle: give one that `kquant compress` wrote")
     return model.eval()
 
 

@@ -105,3 +105,8 @@ def register() -> None:
         register_quantization_config(QUANT_METHOD)(KashinConfig)
     if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantizer(QUANT_METHOD)(KashinQuantizer)
+
+
+def is_from_bundle(model: PreTrainedModel) -> bool:
+    """Whether our quantiser loaded the model."""
+    return isinstance(getattr(model, "hf_quantizer", None), KashinQuantizer)

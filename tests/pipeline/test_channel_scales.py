@@ -107,7 +107,7 @@ def test_decompress_and_eval_of_scaled_bundles(kquant, text_model, tmp_path):
         args = ("--task", "text", "--data", tmp_path / "text.txt", "--json", tmp_path / "eval.json")
         assert kquant("eval", tmp_path / folder, *args).code == 0
         found.append(json.loads((tmp_path / "eval.json").read_text())["results"][0]["perplexity"])
-    assert found[0] == found[1]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)  # from codes, and dense
 
 
 def test_none_stores_and_measures_none(tiny_llama, tmp_path):

@@ -161,10 +161,10 @@ def test_what_the_kernels_do_not_compute_the_reference_does(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("KQUANT_BACKEND", raising=False)
     assert next(iter(BACKENDS)) == "gpu"
-    assert backend_for(packed, a, True) == "reference"
+    assert backend_for(packed, a, True) != "gpu"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert backend_for(packed, a.double(), True) == "reference"
-    assert backend_for(packed, a[:0], True) == "reference"
+    assert backend_for(packed, a[:0], True) != "gpu"
     if find_spec("triton"):
         assert backend_for(packed, a, True) == "gpu"
 

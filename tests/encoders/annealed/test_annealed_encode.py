@@ -247,13 +247,13 @@ def test_the_seed_changes_the_frame_and_the_codes():
 
 
 def test_the_layout_is_known_beforehand_and_the_bytes_are_counted():
-    """Codes of 3 bits, 40 x 100 of them, a float16 scale a row and 8 x 2 numbers of the codebook."""
+    """Codes of 3 bits, 40 rows of 13 words of 8, a float16 scale a row and 8 x 2 numbers of the codebook."""
     for side in ("input", "output"):
         config = EncoderConfig(bits=3, side=side)
         encoded = encode(gaussian(40, 100), config)
         assert annealed_layout((40, 100), config) == encoded.layout
         scales = 40 if side == "input" else 100
-        assert encoded.bits_per_weight == pytest.approx((40 * 38 * 8 + 16 * scales + 16 * 32) / 4000)
+        assert encoded.bits_per_weight == pytest.approx((40 * 39 * 8 + 16 * scales + 16 * 32) / 4000)
         assert encoded_bytes((40, 100), config) == encoded.bits_per_weight * 4000 / 8
         again = EncodedMatrix.from_tensors(encoded.layout, encoded.to_tensors())
         assert torch.equal(again.decode(), encoded.decode())
