@@ -30,6 +30,7 @@ from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.encoded import EncodedMatrix, Record
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
+from kquant_cli.memory import resident_set
 from kquant_cli.native import library
 from kquant_cli.plan import Job, Plan, describe_texts
 from kquant_cli.preparation import Prepared, Stage, prepare
@@ -91,17 +92,10 @@ def compress(
             progress(Progress(job, record, done is not None, time.perf_counter() - start))
         folder = fresh(staging.folder)
         _write(prepared, folder, staged, identity | {"versions": versions})
-        run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": peak_memory()}
+        run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": resident_set("peak")}
         write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
         put_in_place(staging.folder, out)
     return True
-
-
-def peak_memory() -> int | None:
-    """Peak resident set of this process in bytes, where the system tells it (Linux)."""
-    status = Path("/proc/self/status")  # not getrusage: its maximum counts the parent's, too
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
 def _return_freed_memory() -> None:

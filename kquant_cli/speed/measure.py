@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.memory import resident_set
 from kquant_cli.runtime import LoadedModel, load_model
 from kquant_cli.speed.floor import bytes_per_token, memory_bandwidth
 
@@ -57,12 +57,13 @@ def measure(path: str, device: str, dtype: str, workload: Workload, revision: st
     """Load the model at `path` and measure it; KQuantError where it cannot run the workload."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    before = _memory(torch.device("cpu"), "VmRSS")
+    before = resident_set("now")
     started = time.perf_counter()
     loaded = load_model(path, device=device, dtype=dtype, revision=revision)
     load_seconds = time.perf_counter() - started
     gc.collect()
-    after = _memory(loaded.device, "VmRSS")
+    on_gpu = loaded.device.type == "cuda"
+    after = torch.cuda.memory_allocated(loaded.device) if on_gpu else resident_set("now")
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and workload.prompt + workload.new > limit:
         raise KQuantError(
@@ -70,13 +71,12 @@ def measure(path: str, device: str, dtype: str, workload: Workload, revision: st
             "give a smaller --prompt-tokens or --new-tokens"
         )
     prefills, decodes = _run(loaded, workload)
-    on_gpu = loaded.device.type != "cpu"
     return Measurement(
         load_seconds=load_seconds,
         prefill_tokens_per_second=workload.prompt / statistics.median(prefills),
         decode_tokens_per_second=1 / statistics.median(decodes),
         loaded_memory=after if on_gpu or after is None or before is None else after - before,
-        peak_memory=torch.cuda.max_memory_allocated() if on_gpu else _memory(loaded.device, "VmHWM"),
+        peak_memory=torch.cuda.max_memory_allocated() if on_gpu else resident_set("peak"),
         parameter_bytes=sum(p.numel() * p.element_size() for p in loaded.model.parameters()),
         weight_bytes_per_token=bytes_per_token(loaded.model),
         bandwidth=memory_bandwidth(loaded.device),
@@ -115,12 +115,3 @@ def _timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return result, time.perf_counter() - started
-
-
-def _memory(device: torch.device, field: str) -> int | None:
-    """Bytes allocated on a GPU, or of the process's resident set (VmRSS now, VmHWM at most), where the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field)), None)
