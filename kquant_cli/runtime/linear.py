@@ -66,7 +66,7 @@ class KashinLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """y (..., out_features) of x (..., in_features), in x's dtype; computed in float32 (float64 for float64)."""
         frame = self.layout.frame
-        a, b = self.coordinates(x, self._channel_scale())
+        a, b = self.coordinates(x, self._channel_scale(), self)
         if (col_scale := self._own("weight_col_scale")) is not None:
             a = a * col_scale.to(a.dtype)
             b = None if b is None else b * col_scale.to(a.dtype)

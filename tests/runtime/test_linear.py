@@ -168,6 +168,23 @@ def test_another_or_a_changed_input_is_not_taken_for_the_first(siblings: Any) ->
     torch.testing.assert_close(second(y), y @ second.encoded().decode().T, rtol=1e-4, atol=1e-4)
 
 
+def test_an_input_that_changed_in_inference_mode_is_read_anew(siblings: Any) -> None:
+    first, _ = siblings
+    with torch.inference_mode():
+        x = torch.randn(3, COLUMNS)
+        first(x)
+        x *= 2  # a tensor of this mode has no counter of what was written to it
+        torch.testing.assert_close(first(x), x @ first.encoded().decode().T, rtol=1e-4, atol=1e-4)
+
+
+def test_siblings_go_backward_one_after_the_other(siblings: Any) -> None:
+    x = torch.randn(3, COLUMNS, requires_grad=True)
+    for layer in siblings:
+        layer(x).sum().backward()
+    expected = sum(layer.encoded().decode().sum(0) for layer in siblings)
+    torch.testing.assert_close(x.grad, expected.expand(3, -1), rtol=1e-4, atol=1e-4)
+
+
 def test_coordinates_go_with_their_input(siblings: Any) -> None:
     x = torch.randn(3, COLUMNS)
     siblings[0](x)
