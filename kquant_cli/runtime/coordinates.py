@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kquant_cli.bases import BasisSpec
+from kquant_cli.runtime.held import HeldBases
 from kquant_cli.runtime.transforms import adjoint_pair
 
 
@@ -29,6 +30,7 @@ class Coordinates:
     right_v: BasisSpec | None
     columns: int  # of the codebook: with one there is no b
     readers: int = 1
+    bases: HeldBases = field(default_factory=HeldBases, init=False, repr=False, compare=False)
     _kept: _Kept | None = field(default=None, init=False, repr=False, compare=False)
 
     def __call__(self, x: Tensor, channel_scale: Tensor | None, reader: object) -> tuple[Tensor, Tensor | None]:
@@ -56,7 +58,8 @@ class Coordinates:
         inverse = None
         if channel_scale is not None:
             inverse = channel_scale.to(x.device, torch.promote_types(x.dtype, torch.float32)).reciprocal()
-        return adjoint_pair(self.right_u, self.right_v if self.columns == 2 else None, x, inverse, self.columns == 2)
+        both = self.columns == 2
+        return adjoint_pair(self.right_u, self.right_v if both else None, x, inverse, both, self.bases)
 
     def _forget(self, gone: weakref.ref[Tensor]) -> None:
         if self._kept is not None and self._kept.input is gone:

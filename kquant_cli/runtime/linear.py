@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kquant_cli.encoded import EncodedMatrix, Layout
 from kquant_cli.runtime.coordinates import Coordinates
+from kquant_cli.runtime.held import HeldBases
 from kquant_cli.runtime.products import Packed, product
 
 DTYPES = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # others as stored, by default float16
@@ -50,6 +51,7 @@ class KashinLinear(nn.Module):
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
         self.register_parameter("bias", bias)
         self.coordinates = Coordinates(layout.frame.right_u, layout.frame.right_v, layout.columns)
+        self.left_bases = HeldBases()
         self.channel_scale: list[Tensor] = []  # in a list, so that no module but its owner has it as a parameter
 
     @classmethod
@@ -82,9 +84,9 @@ class KashinLinear(nn.Module):
         split = b is not None and frame.left_u != frame.left_v
         y, y_v = product(packed, a, b, split)
         if frame.left_u is not None:
-            y = frame.left_u.make().apply(y)
+            y = self.left_bases(frame.left_u).apply(y)
         if y_v is not None:
-            y = y + (y_v if frame.left_v is None else frame.left_v.make().apply(y_v))
+            y = y + (y_v if frame.left_v is None else self.left_bases(frame.left_v).apply(y_v))
         if scale is not None and not grouped:
             y = y * scale.to(y.dtype).T
         if self.bias is not None:

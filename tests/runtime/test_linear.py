@@ -194,6 +194,26 @@ def test_coordinates_go_with_their_input(siblings: Any) -> None:
     assert siblings[0].coordinates._kept is None
 
 
+def test_bases_are_made_once_for_any_number_of_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ("signed_hadamard_dct", "twice_signed_hadamard_dct", "qr")
+    layers = []
+    for columns in (40, 48, 56, 64, 72):  # more bases than are kept with nobody using them
+        right_u, right_v, left_v = (spec(kind, columns) for kind in kinds)
+        layout = Layout((columns, columns), 4, frame=Frame(left_v=left_v, right_u=right_u, right_v=right_v))
+        codes = torch.randint(4, (columns, columns), dtype=torch.uint8)
+        layers.append(KashinLinear.of(EncodedMatrix(layout, codes, torch.randn(4, 2), None, None, None)))
+    inputs = [torch.randn(20, layer.in_features) for layer in layers]  # too many tokens for the compiled transforms
+    expected = [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+    gc.collect()
+
+    def unexpected(self: BasisSpec) -> Any:
+        raise AssertionError(f"{self} is made again")
+
+    monkeypatch.setattr(BasisSpec, "make", unexpected)
+    for layer, x, y in zip(layers, inputs, expected, strict=True):
+        assert torch.equal(layer(x), y)
+
+
 def test_layers_are_copied_and_pickled(siblings: Any) -> None:
     x = torch.randn(3, COLUMNS)
     expected = siblings[0](x)
