@@ -66,7 +66,11 @@ class KashinLinear(nn.Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """y (..., out_features) of x (..., in_features), in x's dtype; computed in float32 (float64 for float64)."""
+        """y (..., out_features) of x (..., in_features), in x's dtype.
+
+        On a CPU computed in float32 (float64 for float64); elsewhere sums are float32, and what goes from one step to
+        the next has x's dtype.
+        """
         frame = self.layout.frame
         a, b = self.coordinates(x, self._channel_scale(), self)
         if (col_scale := self._own("weight_col_scale")) is not None:
@@ -128,7 +132,7 @@ class KashinLinear(nn.Module):
         return own if own is not None or not self.channel_scale else self.channel_scale[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move as every module does, but keep the dtypes of what is encoded."""
+        """Move as every module does, the shared channel scale too, but keep the dtypes of what is encoded."""
         names = self.layout.tensor_shapes()
         before = {name: getattr(self, name).detach() for name in names}
         super()._apply(fn, recurse)
@@ -136,4 +140,7 @@ class KashinLinear(nn.Module):
             after = getattr(self, name)
             if after.dtype != tensor.dtype:
                 after.data = tensor.to(after.device)
+        device = self.weight_codes.device
+        if device.type != "meta":  # there is no copy to come back from
+            self.channel_scale = [scale.to(device) for scale in self.channel_scale]
         return self

@@ -102,6 +102,17 @@ def test_codes_and_codebooks_keep_their_dtypes() -> None:
     assert layer.bias.dtype == torch.bfloat16
 
 
+def test_a_shared_channel_scale_moves_with_its_readers() -> None:
+    encoded = random_matrix(16, frame=FRAMES["input side"], channel_scale=True, channel_scale_from="owner")
+    layer = KashinLinear.of(encoded)
+    scale = layer.channel_scale[0]
+    assert layer.to(torch.float16).channel_scale[0] is scale
+    assert layer.to("meta").channel_scale[0] is scale
+    if torch.cuda.is_available():
+        moved = KashinLinear.of(encoded).to("cuda")
+        assert moved.channel_scale[0].device == moved.weight_codes.device
+
+
 def test_the_dense_weight_is_described_but_not_held() -> None:
     layer = KashinLinear.of(random_matrix(16, transposed=True), nn.Parameter(torch.zeros(ROWS, dtype=torch.float16)))
     assert (layer.weight.shape, layer.weight.dtype) == ((COLUMNS, ROWS), torch.float16)
