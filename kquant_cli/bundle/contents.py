@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION
 from kquant_cli.encoded import Layout
 from kquant_cli.errors import KQuantError
@@ -52,6 +54,12 @@ def require_tensors(path: Path, infos: Mapping[str, TensorInfo], layouts: Mappin
                 raise KQuantError(
                     f"{path}: expected the tensor {module}.{suffix} of shape {list(shape)}, found {found}; "
                     f"the bundle is damaged, make it again"
+                )
+            if not (info.dtype == torch.uint8 if suffix == "weight_codes" else info.dtype.is_floating_point):
+                expected = "uint8" if suffix == "weight_codes" else "a floating-point type"
+                raise KQuantError(
+                    f"{path}: the tensor {module}.{suffix} is {str(info.dtype).removeprefix('torch.')}, expected "
+                    f"{expected}; the bundle is damaged, make it again"
                 )
         owner = layout.channel_scale_from
         if owner is not None and not _shares(layout, layouts.get(owner)):

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from kquant_cli.runtime import LoadedModel
 
 
+COOLEST = 1e-6  # logits over a temperature far below this are infinite in float32
+
+
 def generate(
     bundle: Annotated[
         str | None, typer.Argument(help="A bundle or a dense model; by default the newest under bundles/.")
@@ -41,14 +44,16 @@ def generate(
 
     from kquant_cli.runtime import load_model
 
-    text = sys.stdin.read() if prompt == "-" else prompt
-    _check(text, max_new_tokens, temperature, seed)
+    _check(max_new_tokens, temperature, seed)
+    text = _text(prompt)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     loaded = load_model(bundle_or_newest(bundle, "writing with"), device=device, dtype=dtype)
     inputs, room = _inputs(loaded, text, chat)
     torch.manual_seed(seed)
-    settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": min(max_new_tokens, room)}
+    # One beam, whatever the model's own settings: several cannot be streamed.
+    settings: dict[str, Any] = {"do_sample": temperature > 0, "num_beams": 1}
+    settings["max_new_tokens"] = min(max_new_tokens, room)
     settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     model: Any = loaded.model
     if model.generation_config.pad_token_id is None:
@@ -62,15 +67,27 @@ def generate(
     log.print(f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second", highlight=False)
 
 
-def _check(text: str, max_new_tokens: int, temperature: float, seed: int) -> None:
+def _text(prompt: str) -> str:
+    """The prompt itself, or standard input; KQuantError where it is empty or no text."""
     from kquant_cli.errors import KQuantError
 
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        text.encode()  # Python takes bytes that it cannot decode for lone surrogates
+    except UnicodeError as error:
+        raise KQuantError("--prompt has bytes that are no text in UTF-8: give it in that encoding") from error
     if not text.strip():
         raise KQuantError("--prompt is empty: give a text to go on from, or - to read one from standard input")
+    return text
+
+
+def _check(max_new_tokens: int, temperature: float, seed: int) -> None:
+    from kquant_cli.errors import KQuantError
+
     if max_new_tokens < 1:
         raise KQuantError(f"--max-new-tokens is {max_new_tokens}: expected 1 or more")
-    if not 0 <= temperature < float("inf"):
-        raise KQuantError(f"--temperature is {temperature:g}: expected 0 or a number above it")
+    if not (temperature == 0 or COOLEST <= temperature < float("inf")):
+        raise KQuantError(f"--temperature is {temperature:g}: expected 0 or a number from {COOLEST:g} up")
     if not 0 <= seed < 2**63:
         raise KQuantError(f"--seed is {seed}: expected a whole number from 0 to 2^63 - 1")
 
@@ -78,7 +95,7 @@ def _check(text: str, max_new_tokens: int, temperature: float, seed: int) -> Non
 def _inputs(loaded: LoadedModel, text: str, chat: bool) -> tuple[dict[str, Any], int]:
     """What the model reads of the prompt, on its device, and how many tokens fit behind it.
 
-    KQuantError for a prompt that is too long, and for a chat with a model that has no template.
+    KQuantError for a prompt without tokens or with too many, and for a chat with a model that has no template.
     """
     from kquant_cli.errors import KQuantError
 
@@ -94,6 +111,8 @@ def _inputs(loaded: LoadedModel, text: str, chat: bool) -> tuple[dict[str, Any],
         )
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     length = inputs["input_ids"].shape[1]
+    if not length:
+        raise KQuantError(f"--prompt has nothing that the tokenizer of {loaded.path} knows: give another text")
     if limit is not None and length >= limit:
         raise KQuantError(
             f"--prompt has {length} tokens, where {loaded.path} reads at most {limit}: give a shorter one"

@@ -3,7 +3,9 @@
     a = R_u^T (x / c),   b = R_v^T (x / c)        (c the channel scale, R_u and R_v the right bases; encoded.py)
 
 Layers that read the same input (q, k and v; gate and up) have the same of all these, and compute them once: the first
-that is called keeps a and b until the last has read them, or the input is gone.
+that is called keeps a and b until the last has read them, or the input is gone. Where gradients are wanted each layer
+computes its own: a shared part of the graph would be gone after one layer's `backward`. A tensor of inference mode does
+not tell that it was written to, so there an input must not change between the first layer and the last.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kquant_cli.bases import BasisSpec
+from kquant_cli.runtime.held import HeldBases
 from kquant_cli.runtime.transforms import adjoint_pair
 
 
@@ -27,22 +30,24 @@ class Coordinates:
     right_v: BasisSpec | None
     columns: int  # of the codebook: with one there is no b
     readers: int = 1
+    bases: HeldBases = field(default_factory=HeldBases, init=False, repr=False, compare=False)
     _kept: _Kept | None = field(default=None, init=False, repr=False, compare=False)
 
-    def __call__(self, x: Tensor, channel_scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, x: Tensor, channel_scale: Tensor | None, reader: object) -> tuple[Tensor, Tensor | None]:
         """a and b (tokens, in_features) of x (..., in_features), in x's dtype, but at least float32 on a CPU.
 
-        b is None where the codebook has one column, and a itself where both bases are the same.
+        b is None where the codebook has one column, and a itself where both bases are the same. `reader` is the layer
+        that asks: one that asks again begins another pass.
         """
-        if self.readers == 1 or torch.compiler.is_compiling():
+        if self.readers == 1 or torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
             return self._compute(x, channel_scale)
         kept = self._kept
-        if kept is None or kept.input() is not x or kept.state != _state(x):
+        if kept is None or kept.input() is not x or kept.state != _state(x) or id(reader) in kept.read:
             # The callback frees a and b when the input is freed, should a reader never come (a skipped layer).
-            kept = _Kept(weakref.ref(x, self._forget), _state(x), self._compute(x, channel_scale), self.readers)
+            kept = _Kept(weakref.ref(x, self._forget), _state(x), self._compute(x, channel_scale))
             self._kept = kept
-        kept.left -= 1
-        if kept.left == 0:
+        kept.read.add(id(reader))
+        if len(kept.read) == self.readers:
             self._kept = None
         return kept.value
 
@@ -53,7 +58,8 @@ class Coordinates:
         inverse = None
         if channel_scale is not None:
             inverse = channel_scale.to(x.device, torch.promote_types(x.dtype, torch.float32)).reciprocal()
-        return adjoint_pair(self.right_u, self.right_v if self.columns == 2 else None, x, inverse, self.columns == 2)
+        both = self.columns == 2
+        return adjoint_pair(self.right_u, self.right_v if both else None, x, inverse, both, self.bases)
 
     def _forget(self, gone: weakref.ref[Tensor]) -> None:
         if self._kept is not None and self._kept.input is gone:
@@ -65,15 +71,14 @@ class Coordinates:
 
 @dataclass
 class _Kept:
-    """The coordinates of one input, and how many readers are still to come."""
+    """The coordinates of one input, and the ids of the layers that have read them."""
 
     input: weakref.ref[Tensor]
     state: tuple[Any, ...]
     value: tuple[Tensor, Tensor | None]
-    left: int
+    read: set[int] = field(default_factory=set)
 
 
 def _state(x: Tensor) -> tuple[Any, ...]:
-    """What changes when the tensor is written to, or when its gradient is first asked for."""
-    version = None if x.is_inference() else x._version
-    return version, x.requires_grad, torch.is_grad_enabled()
+    """What changes when the tensor is written to (where it tells), or between inference mode and others."""
+    return None if x.is_inference() else x._version, torch.is_inference_mode_enabled()

@@ -12,6 +12,7 @@ from kquant_cli.bundle import is_bundle
 from kquant_cli.checkpoint import local_folder
 from kquant_cli.errors import KQuantError
 from kquant_cli.hints import near
+from kquant_cli.placement import resolve_dtype
 from kquant_cli.runtime.loading import load_from_codes, verify_folder
 
 TASKS: Final = {
@@ -46,6 +47,7 @@ def load(
     if task not in TASKS:
         meant = near(task, TASKS) or list(TASKS)
         raise KQuantError(f"unknown task {task!r}: did you mean {' or '.join(map(repr, meant))}?")
+    resolved = "auto" if dtype is None or dtype == "auto" else resolve_dtype(dtype, torch.device("cpu"))
     folder = local_folder(bundle, revision)
     if folder is not None:
         if not is_bundle(folder):
@@ -53,4 +55,4 @@ def load(
         verify_folder(folder, checksums=verify)
     if device_map is None and torch.cuda.is_available():
         device_map = {"": 0}
-    return load_from_codes(str(folder or bundle), TASKS[task], device_map, dtype or "auto", revision)
+    return load_from_codes(str(folder or bundle), TASKS[task], device_map, resolved, revision)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kquant_cli.encoded import EncodedMatrix, Layout
 from kquant_cli.runtime.coordinates import Coordinates
+from kquant_cli.runtime.held import HeldBases
 from kquant_cli.runtime.products import Packed, product
 
 DTYPES = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # others as stored, by default float16
@@ -50,6 +51,7 @@ class KashinLinear(nn.Module):
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
         self.register_parameter("bias", bias)
         self.coordinates = Coordinates(layout.frame.right_u, layout.frame.right_v, layout.columns)
+        self.left_bases = HeldBases()
         self.channel_scale: list[Tensor] = []  # in a list, so that no module but its owner has it as a parameter
 
     @classmethod
@@ -64,9 +66,13 @@ class KashinLinear(nn.Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """y (..., out_features) of x (..., in_features), in x's dtype; computed in float32 (float64 for float64)."""
+        """y (..., out_features) of x (..., in_features), in x's dtype.
+
+        On a CPU computed in float32 (float64 for float64); elsewhere sums are float32, and what goes from one step to
+        the next has x's dtype.
+        """
         frame = self.layout.frame
-        a, b = self.coordinates(x, self._channel_scale())
+        a, b = self.coordinates(x, self._channel_scale(), self)
         if (col_scale := self._own("weight_col_scale")) is not None:
             a = a * col_scale.to(a.dtype)
             b = None if b is None else b * col_scale.to(a.dtype)
@@ -82,9 +88,9 @@ class KashinLinear(nn.Module):
         split = b is not None and frame.left_u != frame.left_v
         y, y_v = product(packed, a, b, split)
         if frame.left_u is not None:
-            y = frame.left_u.make().apply(y)
+            y = self.left_bases(frame.left_u).apply(y)
         if y_v is not None:
-            y = y + (y_v if frame.left_v is None else frame.left_v.make().apply(y_v))
+            y = y + (y_v if frame.left_v is None else self.left_bases(frame.left_v).apply(y_v))
         if scale is not None and not grouped:
             y = y * scale.to(y.dtype).T
         if self.bias is not None:
@@ -126,7 +132,7 @@ class KashinLinear(nn.Module):
         return own if own is not None or not self.channel_scale else self.channel_scale[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move as every module does, but keep the dtypes of what is encoded."""
+        """Move as every module does, the shared channel scale too, but keep the dtypes of what is encoded."""
         names = self.layout.tensor_shapes()
         before = {name: getattr(self, name).detach() for name in names}
         super()._apply(fn, recurse)
@@ -134,4 +140,7 @@ class KashinLinear(nn.Module):
             after = getattr(self, name)
             if after.dtype != tensor.dtype:
                 after.data = tensor.to(after.device)
+        device = self.weight_codes.device
+        if device.type != "meta":  # there is no copy to come back from
+            self.channel_scale = [scale.to(device) for scale in self.channel_scale]
         return self

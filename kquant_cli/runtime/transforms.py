@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kquant_cli.bases import BasisSpec
+from kquant_cli.bases.basis import Basis
 from kquant_cli.bases.dct import dct_matrix
 from kquant_cli.bases.hadamard_dct import LARGEST_DENSE, power_and_order, two_sign_draws
 from kquant_cli.native import library
@@ -33,23 +35,25 @@ def adjoint_pair(
     x: Tensor,
     inverse_channel_scale: Tensor | None = None,
     both: bool = True,
+    make: Callable[[BasisSpec], Basis] = BasisSpec.make,
 ) -> tuple[Tensor, Tensor | None]:
     """R_u^T and R_v^T (None: the identity) of x (..., columns), times `inverse_channel_scale` (columns,) before.
 
     The results have x's dtype. Unless `both`, the second is None; where both bases are the same, it is the first.
+    `make` gives the basis of a spec.
     """
     if both and _is_native(right_u, right_v, x, inverse_channel_scale):
         assert right_u is not None
         return _native_pair(right_u, x, inverse_channel_scale)
     if inverse_channel_scale is not None:
         x = (x * inverse_channel_scale).to(x.dtype)
-    a = x if right_u is None else right_u.make().adjoint(x)
+    a = x if right_u is None else make(right_u).adjoint(x)
     if not both or right_u == right_v:
         return a, a if both else None
     if _are_annealed(right_u, right_v):
         assert right_u is not None
-        return a, BasisSpec("hadamard_dct", right_u.size).make().apply(a * _second_signs(right_u, x))
-    return a, x if right_v is None else right_v.make().adjoint(x)
+        return a, make(BasisSpec("hadamard_dct", right_u.size)).apply(a * _second_signs(right_u, x))
+    return a, x if right_v is None else make(right_v).adjoint(x)
 
 
 def _are_annealed(u: BasisSpec | None, v: BasisSpec | None) -> bool:
@@ -94,7 +98,7 @@ def _is_fast(size: int) -> bool:
 
 @dataclass(frozen=True)
 class _Tables:
-    """What the loops read, and their workspace: as tensors, which own the memory, and as addresses."""
+    """What the loops read: as tensors, which own the memory, and as addresses."""
 
     tensors: tuple[Tensor, ...]
     shape: tuple[int, int]  # (2^k, m)

@@ -7,12 +7,14 @@ machine comes and goes. Of the rounds the median is kept, and of memory the larg
 from __future__ import annotations
 
 import dataclasses
+import signal
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 from kquant_cli.errors import KQuantError
@@ -44,14 +46,34 @@ def bench(
 
 
 def _in_a_process(row: Row, device: str, workload: Workload) -> Measurement:
+    others = set(active_children())
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(measure, row.path, device, row.dtype, workload).result()
+            with _interrupts_held_back():
+                measured = pool.submit(measure, row.path, device, row.dtype, workload)
+            return measured.result()
+        except KeyboardInterrupt:
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
         except BrokenProcessPool as error:
             raise KQuantError(
                 f"the process that measured {row.path} ended: most often memory ran out; give a smaller model or a "
                 "16-bit --dtype"
             ) from error
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C, which a terminal sends to all processes, waits here, and for ever in a process that is started here."""
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _median(measurements: Sequence[Measurement]) -> Measurement:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +43,22 @@ def test_a_bundle_beside_the_dense_model(demo_bundle: Path, kquant: Any, tmp_pat
     kept = {n: t for part in stored for n, t in part.items() if ".weight_" not in n and "embed_positions" not in n}
     assert ours["weight_bytes_per_token"] == packed + 4 * sum(t.numel() for t in kept.values())
     assert "decode" in outcome.out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a terminal's Ctrl-C is a signal to the group of processes")
+@pytest.mark.parametrize("wait", [0.0, 2.0])
+def test_ctrl_c_ends_it_without_a_trace(demo_bundle: Path, wait: float) -> None:
+    command = [sys.executable, "-m", "kquant_cli", "bench", str(demo_bundle), "--prompt-tokens", "8"]
+    command += ["--new-tokens", "200", "--rounds", "1000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said.startswith("round 1 of 1000")
+    assert "Traceback" not in rest
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -15,6 +17,15 @@ from kquant_cli.bundle import open_bundle
 from kquant_cli.runtime.dense_twin import load_dense_twin
 
 PROMPT = "The lighthouse keeper"
+
+
+def copy_of(bundle: Path, folder: Path) -> Path:
+    """The files of a bundle, which may be changed there."""
+    folder.mkdir()
+    for file in bundle.iterdir():
+        if file.is_file() and file.name != "kquant.json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    return folder
 
 
 def test_the_likeliest_tokens_are_those_of_the_twin(demo_bundle: Path, kquant: Any) -> None:
@@ -46,11 +57,7 @@ def test_a_prompt_from_standard_input(demo_bundle: Path, kquant: Any, monkeypatc
 def test_a_chat_template_is_applied(demo_bundle: Path, kquant: Any, tmp_path: Path) -> None:
     outcome = kquant("generate", demo_bundle, "--prompt", PROMPT, "--chat")
     assert (outcome.code, "has no chat template: give the prompt without --chat" in outcome.err) == (2, True)
-    chatty = tmp_path / "chatty"
-    chatty.mkdir()
-    for file in demo_bundle.iterdir():
-        if file.is_file() and file.name != "kquant.json":
-            (chatty / file.name).write_bytes(file.read_bytes())
+    chatty = copy_of(demo_bundle, tmp_path / "chatty")
     template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }} the storm{% endfor %}"
     (chatty / "chat_template.jinja").write_text(template)
     flags = ["--max-new-tokens", 6]
@@ -58,6 +65,24 @@ def test_a_chat_template_is_applied(demo_bundle: Path, kquant: Any, tmp_path: Pa
     plain = kquant("generate", chatty, "--prompt", f"{PROMPT} the storm", *flags)
     assert chat.out.strip()
     assert plain.out.strip().endswith(chat.out.strip())  # a chat shows the answer alone
+
+
+def test_beams_that_the_model_asks_for_are_not_taken(demo_bundle: Path, kquant: Any, tmp_path: Path) -> None:
+    beams = copy_of(demo_bundle, tmp_path / "beams")
+    settings = json.loads((beams / "generation_config.json").read_text())
+    (beams / "generation_config.json").write_text(json.dumps(settings | {"num_beams": 4}))
+    flags = ["--prompt", PROMPT, "--max-new-tokens", 6]
+    outcome = kquant("generate", beams, *flags)
+    assert (outcome.code, outcome.out) == (0, kquant("generate", demo_bundle, *flags).out)
+
+
+def test_a_prompt_without_a_known_token(demo_bundle: Path, kquant: Any, tmp_path: Path) -> None:
+    words = copy_of(demo_bundle, tmp_path / "words")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({"s": 0, "e": 1, "a": 2}, []))
+    tokenizer.save(str(words / "tokenizer.json"))
+    outcome = kquant("generate", words, "--prompt", "12")
+    assert outcome.code == 2
+    assert "--prompt has nothing that the tokenizer of" in " ".join(outcome.err.split())
 
 
 def test_the_models_maximum_ends_the_text(demo_bundle: Path, kquant: Any) -> None:
@@ -73,7 +98,9 @@ def test_the_models_maximum_ends_the_text(demo_bundle: Path, kquant: Any) -> Non
         (["--prompt", "the sea " * 600], "where .* reads at most 256: give a shorter one"),
         (["--prompt", "x", "--dtype", "int3"], "dtype 'int3' is not known"),
         (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0: expected 1 or more"),
-        (["--prompt", "x", "--temperature", "-1"], "--temperature is -1: expected 0 or a number above it"),
+        (["--prompt", "x", "--temperature", "-1"], "--temperature is -1: expected 0 or a number from 1e-06 up"),
+        (["--prompt", "x", "--temperature", "1e-45"], "--temperature is 1.*e-45: expected 0 or a number from 1e-06 up"),
+        (["--prompt", "caf\udce9"], "--prompt has bytes that are no text in UTF-8"),
     ],
 )
 def test_bad_input(flags: list[str], sentence: str, demo_bundle: Path, kquant: Any) -> None:

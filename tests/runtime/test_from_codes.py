@@ -237,6 +237,14 @@ DAMAGES = {
         lambda t, q: t.update({f"{NAME}.weight_codes": t[f"{NAME}.weight_codes"][:-1].clone()}),
         r"expected the tensor .*down_proj.weight_codes",
     ),
+    "codes of another type": (  # of which the loops would read the first bytes
+        lambda t, q: t.update({f"{NAME}.weight_codes": t[f"{NAME}.weight_codes"].int()}),
+        r"down_proj.weight_codes is int32, expected uint8",
+    ),
+    "a codebook of integers": (
+        lambda t, q: t.update({f"{NAME}.weight_codebook": t[f"{NAME}.weight_codebook"].int()}),
+        r"down_proj.weight_codebook is int32, expected a floating-point type",
+    ),
     "not named": (lambda t, q: q["modules"].pop(NAME), r"does not say how the stored .*down_proj.weight_codes"),
     "newer": (lambda t, q: q.update(format_version=99, more=1), "has format 99, this kquant reads format 2; upgrade"),
     "no module list": (lambda t, q: q.pop("modules"), "quantization_config has no modules"),
@@ -265,6 +273,8 @@ def test_what_is_no_bundle_is_refused(tiny_llama: Path, llama: Path, tmp_path: P
         load(tiny_llama)
     with pytest.raises(KQuantError, match="unknown task 'causal': did you mean 'causal-lm'"):
         load(llama, "causal")
+    with pytest.raises(KQuantError, match="dtype 'float61' is not known: use auto, float32"):
+        load(llama, dtype="float61")
     changed = Path(str(tmp_path / "changed"))
     copy_of(llama, changed)
     (changed / "kquant.json").write_bytes((llama / "kquant.json").read_bytes())

@@ -102,6 +102,17 @@ def test_codes_and_codebooks_keep_their_dtypes() -> None:
     assert layer.bias.dtype == torch.bfloat16
 
 
+def test_a_shared_channel_scale_moves_with_its_readers() -> None:
+    encoded = random_matrix(16, frame=FRAMES["input side"], channel_scale=True, channel_scale_from="owner")
+    layer = KashinLinear.of(encoded)
+    scale = layer.channel_scale[0]
+    assert layer.to(torch.float16).channel_scale[0] is scale
+    assert layer.to("meta").channel_scale[0] is scale
+    if torch.cuda.is_available():
+        moved = KashinLinear.of(encoded).to("cuda")
+        assert moved.channel_scale[0].device == moved.weight_codes.device
+
+
 def test_the_dense_weight_is_described_but_not_held() -> None:
     layer = KashinLinear.of(random_matrix(16, transposed=True), nn.Parameter(torch.zeros(ROWS, dtype=torch.float16)))
     assert (layer.weight.shape, layer.weight.dtype) == ((COLUMNS, ROWS), torch.float16)
@@ -168,6 +179,23 @@ def test_another_or_a_changed_input_is_not_taken_for_the_first(siblings: Any) ->
     torch.testing.assert_close(second(y), y @ second.encoded().decode().T, rtol=1e-4, atol=1e-4)
 
 
+def test_an_input_that_changed_in_inference_mode_is_read_anew(siblings: Any) -> None:
+    first, _ = siblings
+    with torch.inference_mode():
+        x = torch.randn(3, COLUMNS)
+        first(x)
+        x *= 2  # a tensor of this mode has no counter of what was written to it
+        torch.testing.assert_close(first(x), x @ first.encoded().decode().T, rtol=1e-4, atol=1e-4)
+
+
+def test_siblings_go_backward_one_after_the_other(siblings: Any) -> None:
+    x = torch.randn(3, COLUMNS, requires_grad=True)
+    for layer in siblings:
+        layer(x).sum().backward()
+    expected = sum(layer.encoded().decode().sum(0) for layer in siblings)
+    torch.testing.assert_close(x.grad, expected.expand(3, -1), rtol=1e-4, atol=1e-4)
+
+
 def test_coordinates_go_with_their_input(siblings: Any) -> None:
     x = torch.randn(3, COLUMNS)
     siblings[0](x)
@@ -175,6 +203,26 @@ def test_coordinates_go_with_their_input(siblings: Any) -> None:
     del x
     gc.collect()
     assert siblings[0].coordinates._kept is None
+
+
+def test_bases_are_made_once_for_any_number_of_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ("signed_hadamard_dct", "twice_signed_hadamard_dct", "qr")
+    layers = []
+    for columns in (40, 48, 56, 64, 72):  # more bases than are kept with nobody using them
+        right_u, right_v, left_v = (spec(kind, columns) for kind in kinds)
+        layout = Layout((columns, columns), 4, frame=Frame(left_v=left_v, right_u=right_u, right_v=right_v))
+        codes = torch.randint(4, (columns, columns), dtype=torch.uint8)
+        layers.append(KashinLinear.of(EncodedMatrix(layout, codes, torch.randn(4, 2), None, None, None)))
+    inputs = [torch.randn(20, layer.in_features) for layer in layers]  # too many tokens for the compiled transforms
+    expected = [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+    gc.collect()
+
+    def unexpected(self: BasisSpec) -> Any:
+        raise AssertionError(f"{self} is made again")
+
+    monkeypatch.setattr(BasisSpec, "make", unexpected)
+    for layer, x, y in zip(layers, inputs, expected, strict=True):
+        assert torch.equal(layer(x), y)
 
 
 def test_layers_are_copied_and_pickled(siblings: Any) -> None:
