@@ -6,14 +6,12 @@ the chunks, not the operations inside them, are what the threads share: an opera
 than it costs to start and join threads around it.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from threading import Barrier
 
 import torch
 from torch import Tensor
+
+from kquant_cli.threads import for_each
 
 CPU_CHUNK = 2**18  # elements: 1 MiB of float32; measured: half of it and twice as much are slower
 DEVICE_CHUNK = 2**26  # elements: only bounds the memory of temporaries
@@ -75,15 +73,7 @@ def _in_chunks(matrix: Tensor, axis: int, kernel: Kernel, target: Tensor | None,
         length = min(step, matrix.shape[axis] - begin)
         result.narrow(axis, begin, length).copy_(kernel(matrix.narrow(axis, begin, length).to(compute)))
 
-    begins = range(0, matrix.shape[axis], step)
-    threads = torch.get_num_threads() if matrix.device.type == "cpu" else 1
-    if threads == 1:
-        for begin in begins:
-            work(begin)
-    else:
-        # Inference mode is each thread's own state, and a tensor made in it can only be written in it.
-        in_mode = torch.inference_mode(torch.is_inference_mode_enabled())(work)
-        list(_workers(threads).map(in_mode, begins))
+    for_each(work, range(0, matrix.shape[axis], step), device=matrix.device)
     return result
 
 
@@ -91,27 +81,3 @@ def _chunk_length(matrix: Tensor, axis: int, chunk: int) -> int:
     """How many rows (axis 0) or columns (axis 1) go to a kernel at a time."""
     narrowest = 1 if axis == 0 else NARROWEST_COLUMNS
     return max(narrowest, (chunk if matrix.device.type == "cpu" else DEVICE_CHUNK) // matrix.shape[1 - axis])
-
-
-@lru_cache(maxsize=1)
-def _workers(threads: int) -> ThreadPoolExecutor:
-    """A pool of threads that each compute alone: torch's number of threads is one in them, and stays in the caller."""
-    barrier = Barrier(threads + 1)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="kquant-basis")
-
-    def compute_alone() -> None:
-        torch.set_num_threads(1)
-        barrier.wait()
-
-    for _ in range(threads):
-        pool.submit(compute_alone)
-    barrier.wait()
-    torch.set_num_threads(threads)  # each thread has its own number, and threads to come get the last one set
-    # The C library gives freed memory back at once above a threshold, and every new temporary would be paged in again.
-    # It raises the threshold to the largest block below 32 MiB that it sees freed; this one takes no memory, untouched.
-    torch.empty(31 * 2**20, dtype=torch.uint8)
-    return pool
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows; threads do not survive a fork
-    os.register_at_fork(after_in_child=_workers.cache_clear)
