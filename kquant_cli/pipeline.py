@@ -6,11 +6,9 @@ A run is identified by its fingerprint: settings, format and the content of the 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +28,7 @@ from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.encoded import EncodedMatrix, Record
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
-from kquant_cli.memory import resident_set
+from kquant_cli.memory import resident_set, return_freed_memory
 from kquant_cli.native import library
 from kquant_cli.plan import Job, Plan, describe_texts
 from kquant_cli.preparation import Prepared, Stage, prepare
@@ -87,7 +85,7 @@ def compress(
             staged[job.matrix.tensor] = done or staging.save(
                 job.matrix.name, *_encode(plan, job, prepared.scales.get(job.matrix.name), device)
             )
-            _return_freed_memory()
+            return_freed_memory()
             record = staged[job.matrix.tensor].record
             progress(Progress(job, record, done is not None, time.perf_counter() - start))
         folder = fresh(staging.folder)
@@ -96,12 +94,6 @@ def compress(
         write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
         put_in_place(staging.folder, out)
     return True
-
-
-def _return_freed_memory() -> None:
-    """Give what a matrix's work has freed back to the system; else the C library keeps it, more with every matrix."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

@@ -18,7 +18,12 @@ def bench(
         str | None,
         typer.Option(help="Also measure this dense model, in 16 bits and, on a CPU, in float32."),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt, read at once (prefill).")] = 256,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of the prompt, read at once (prefill). Default: 256, or what the model has room for."
+        ),
+    ] = None,
     new_tokens: Annotated[int, typer.Option(help="Tokens made one by one (decode).")] = 32,
     rounds: Annotated[int, typer.Option(help="Each model is measured so often, in turns.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -46,7 +51,7 @@ def bench(
     from kquant_cli.speed import bench as measure_in_turns
 
     for flag, value in (("prompt-tokens", prompt_tokens), ("new-tokens", new_tokens), ("rounds", rounds)):
-        if value < 1:
+        if value is not None and value < 1:
             raise KQuantError(f"--{flag} is {value}: expected 1 or more")
     resolve_dtype(dtype, placed := resolve_device(device))
     path = bundle_or_newest(bundle, "measuring")
@@ -54,7 +59,7 @@ def bench(
     if against is not None:
         dense = ["float32", "bfloat16"] if placed.type == "cpu" else ["auto"]
         rows += [Row(against, "bundle" if _is_bundle(against) else "dense", name) for name in dense]
-    workload = Workload(prompt_tokens, new_tokens)
+    workload = Workload(prompt_tokens or _prompt_that_fits(path, new_tokens), new_tokens)
     measured = measure_in_turns(rows, device, workload, rounds, lambda line: log.print(line, highlight=False))
     entries = [
         {"path": row.path, "kind": row.kind}
@@ -71,3 +76,14 @@ def _is_bundle(path: str) -> bool:
     from kquant_cli.bundle import is_bundle
 
     return is_bundle(Path(path))
+
+
+def _prompt_that_fits(path: str, new_tokens: int) -> int:
+    """256 tokens, or as many as the model's maximum leaves before `new_tokens`; at least one, which is then refused."""
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path)
+    except (OSError, ValueError):  # loading the model will say what is wrong
+        return 256
+    return max(1, min(256, config.get("max_position_embeddings", 256 + new_tokens) - new_tokens))

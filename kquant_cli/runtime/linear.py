@@ -92,7 +92,7 @@ class KashinLinear(nn.Module):
         if y_v is not None:
             y = y + (y_v if frame.left_v is None else self.left_bases(frame.left_v).apply(y_v))
         if scale is not None and not grouped:
-            y = y * scale.to(y.dtype).T
+            y = y * scale.T
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.memory import resident_set
+from kquant_cli.memory import resident_set, return_freed_memory
 from kquant_cli.runtime import LoadedModel, load_model
 from kquant_cli.speed.floor import bytes_per_token, memory_bandwidth
 
@@ -39,7 +39,9 @@ class Measurement:
     load_seconds: float
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
-    loaded_memory: int | None  # what the model added to the process by being loaded
+    loaded_memory: (
+        int | None
+    )  # more than before loading, once the model has run (mapped files count then), freed given back
     peak_memory: int | None  # of the whole process
     parameter_bytes: int  # of the model: what its memory should be by arithmetic
     weight_bytes_per_token: int  # that a decoded token must read
@@ -61,9 +63,7 @@ def measure(path: str, device: str, dtype: str, workload: Workload, revision: st
     started = time.perf_counter()
     loaded = load_model(path, device=device, dtype=dtype, revision=revision)
     load_seconds = time.perf_counter() - started
-    gc.collect()
     on_gpu = loaded.device.type == "cuda"
-    after = torch.cuda.memory_allocated(loaded.device) if on_gpu else resident_set("now")
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and workload.prompt + workload.new > limit:
         raise KQuantError(
@@ -71,12 +71,16 @@ def measure(path: str, device: str, dtype: str, workload: Workload, revision: st
             "give a smaller --prompt-tokens or --new-tokens"
         )
     prefills, decodes = _run(loaded, workload)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resident_set("peak")
+    gc.collect()
+    return_freed_memory()
+    after = torch.cuda.memory_allocated(loaded.device) if on_gpu else resident_set("now")
     return Measurement(
         load_seconds=load_seconds,
         prefill_tokens_per_second=workload.prompt / statistics.median(prefills),
         decode_tokens_per_second=1 / statistics.median(decodes),
         loaded_memory=after if on_gpu or after is None or before is None else after - before,
-        peak_memory=torch.cuda.max_memory_allocated() if on_gpu else resident_set("peak"),
+        peak_memory=peak,
         parameter_bytes=sum(p.numel() * p.element_size() for p in loaded.model.parameters()),
         weight_bytes_per_token=bytes_per_token(loaded.model),
         bandwidth=memory_bandwidth(loaded.device),
