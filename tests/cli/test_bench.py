@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def test_a_bundle_beside_the_dense_model(demo_bundle: Path, kquant: Any, tmp_pat
 def test_ctrl_c_ends_it_without_a_trace(demo_bundle: Path, wait: float) -> None:
     command = [sys.executable, "-m", "kquant_cli", "bench", str(demo_bundle), "--prompt-tokens", "8"]
     command += ["--new-tokens", "200", "--rounds", "1000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it by default
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen)
     assert process.stderr is not None
     said = process.stderr.readline()
     time.sleep(wait)
