@@ -52,7 +52,8 @@ def test_ctrl_c_ends_it_without_a_trace(demo_bundle: Path, wait: float) -> None:
     command = [sys.executable, "-m", "kquant_cli", "bench", str(demo_bundle), "--prompt-tokens", "8"]
     command += ["--new-tokens", "200", "--rounds", "1000"]
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it by default
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen)
+    settings: dict[str, Any] = {"start_new_session": True, "preexec_fn": listen}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **settings)
     assert process.stderr is not None
     said = process.stderr.readline()
     time.sleep(wait)
