@@ -79,11 +79,11 @@ def _is_bundle(path: str) -> bool:
 
 
 def _prompt_that_fits(path: str, new_tokens: int) -> int:
-    """256 tokens, or as many as the model's maximum leaves before `new_tokens`; at least one, which is then refused."""
-    from transformers import PreTrainedConfig
+    """256 tokens, or as many as the maximum of the model in a folder leaves before `new_tokens`, but at least one."""
+    import json
 
     try:
-        config, _ = PreTrainedConfig.get_config_dict(path)
-    except (OSError, ValueError):  # loading the model will say what is wrong
+        limit = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):  # a model on the hub, or one whose loading will say what is wrong
         return 256
-    return max(1, min(256, config.get("max_position_embeddings", 256 + new_tokens) - new_tokens))
+    return max(1, min(256, limit - new_tokens)) if isinstance(limit, int) else 256

@@ -77,3 +77,10 @@ def test_bad_input(flags: list[Any], sentence: str, demo_bundle: Path, kquant: A
     outcome = kquant("bench", demo_bundle, *flags)
     assert outcome.code == 2
     assert sentence in " ".join(outcome.err.split())
+
+
+def test_the_default_prompt_fits_the_model(demo_bundle: Path, kquant: Any, tmp_path: Path) -> None:
+    """The embedded model takes 256 tokens, of which 32 are new by default."""
+    outcome = kquant("bench", demo_bundle, "--rounds", 1, "--json", tmp_path / "speed.json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "speed.json").read_text())["workload"]["prompt"] == 224
