@@ -43,7 +43,6 @@ def load(
         It is no bundle, is damaged or of another format, has not the head that `task` means, or cannot run from codes
         in this architecture (CannotRunFromCodesError).
     """
-
     if task not in TASKS:
         meant = near(task, TASKS) or list(TASKS)
         raise KQuantError(f"unknown task {task!r}: did you mean {' or '.join(map(repr, meant))}?")
