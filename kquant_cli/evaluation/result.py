@@ -101,6 +101,24 @@ class Result(ABC):
         return finite
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoresOverExamples(Result):
+    """Metrics by name, over so many examples: of a classification task, or one of the harness."""
+
+    scores: dict[str, float]  # nan where undefined
+    examples: int
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The task's metrics."""
+        return self.scores
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many examples, over all parts or members."""
+        return {"examples": self.examples}
+
+
 def common(loaded: LoadedModel, task: str, options: EvalOptions, *packages: str) -> dict[str, Any]:
     """The fields of every result that follow from the model and the options; `packages`: whose versions matter too."""
     return {

@@ -18,30 +18,18 @@ from kquant_cli.evaluation.classification.outputs import longest_example, output
 from kquant_cli.evaluation.classification.spec import Spec
 from kquant_cli.evaluation.divergence import divergence
 from kquant_cli.evaluation.options import EvalOptions, Progress
-from kquant_cli.evaluation.result import Against, Estimate, Result, common, dtype_name
+from kquant_cli.evaluation.result import Against, Estimate, ScoresOverExamples, common, dtype_name
 from kquant_cli.evaluation.spread import means_left_out, standard_error
 from kquant_cli.runtime import LoadedModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationResult(Result):
+class ClassificationResult(ScoresOverExamples):
     """The official metrics of a classification task; MNLI's carry the part that they are of in their names."""
 
-    scores: dict[str, float]  # by metric; nan where undefined
-    examples: int
     seqlen: int  # the most tokens of an example
     shortened: int  # examples that were cut to that
     labels: tuple[str, ...]  # as the model's outputs have them; () for a score
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The task's metrics."""
-        return self.scores
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many examples, over all parts."""
-        return {"examples": self.examples}
 
     def protocol_sentence(self) -> str:
         """run_glue's protocol, and how much was measured."""

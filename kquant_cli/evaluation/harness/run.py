@@ -18,7 +18,7 @@ from kquant_cli.evaluation.harness.catalogue import HarnessTask
 from kquant_cli.evaluation.harness.quiet import quiet
 from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.precision import full_float32
-from kquant_cli.evaluation.result import Against, Estimate, Result, common, dtype_name
+from kquant_cli.evaluation.result import Against, Estimate, ScoresOverExamples, common, dtype_name
 from kquant_cli.evaluation.spread import means_left_out, standard_error
 from kquant_cli.evaluation.windows import bounded, shared_maximum
 from kquant_cli.runtime import LoadedModel
@@ -29,25 +29,13 @@ HASHED: Final = ("doc_id", "filter", "doc_hash", "prompt_hash", "target_hash")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarnessResult(Result):
+class HarnessResult(ScoresOverExamples):
     """The metrics of one task of the harness; those of a group's or tag's members carry the member's name."""
 
-    scores: dict[str, float]
     standard_errors: dict[str, float | None]
-    examples: int
     seqlen: int | None  # the most tokens of an example; None: the harness's default
     task_versions: dict[str, Any]
     num_fewshot: dict[str, int]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The harness's metrics, its name for each."""
-        return self.scores
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many examples, over all members."""
-        return {"examples": self.examples}
 
     def protocol_sentence(self) -> str:
         """The harness and its version, the task's, and how much was measured."""
