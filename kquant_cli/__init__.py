@@ -18,7 +18,7 @@ _HOMES = {
     "KQuantError": "kquant_cli.errors",
     "KashinLinear": "kquant_cli.runtime.linear",
     "encode": "kquant_cli.encoders",
-    "load": "kquant_cli.runtime.from_codes",
+    "load": "kquant_cli.runtime.load_bundle",
     "make_basis": "kquant_cli.bases",
     "open_bundle": "kquant_cli.bundle",
 }

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.hints import nearest
+from kquant_cli.suggestions import nearest
 
 EncoderName = Literal["annealed", "greedy", "uniform", "kmeans"]
 BasisKind = Literal[

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from kquant_cli.bases import BasisSpec
+from kquant_cli.files.tensorfile import DTYPES
 from kquant_cli.packing import MAX_LEVELS, pack, row_bytes, unpack
-from kquant_cli.tensorfile import DTYPES
 
 SIDES = ("left_u", "right_u", "left_v", "right_v")
 FLOATING = {str(dtype).removeprefix("torch.") for dtype in DTYPES.values() if dtype.is_floating_point}

@@ -31,8 +31,8 @@ from sklearn.cluster import KMeans
 from kquant_cli.bases import Basis, make_basis
 from kquant_cli.codebooks import kmeans, kmeans_plus_plus, nearest
 from kquant_cli.decomposition import decompose_matrix
-from kquant_cli.decomposition.blocks import measure, take_step
-from kquant_cli.decomposition.carried import CarriedResidual
+from kquant_cli.decomposition.elementwise import measure, take_step
+from kquant_cli.decomposition.residual import CarriedResidual
 
 KINDS = ("dct", "hadamard", "butterfly", "qr")
 CLUSTERS = 16

@@ -8,7 +8,7 @@ what the machine says, at most 1024), and one is read after the other, so that w
 a model runs. All methods take turns in every round, so that other work on the machine treats them alike; numbers are
 medians over the rounds, ratios those of the medians. `floor` is the time in which the packed bytes can be read at the
 bandwidth that a sum over a large buffer reaches in the same rounds. `transforms` is the time of both transforms of the
-activations (`runtime/transforms.py`), which a layer adds to its product. The fastest round is in the file, too: on a
+activations (`runtime/basis_pair.py`), which a layer adds to its product. The fastest round is in the file, too: on a
 machine that does other work, medians of several threads mostly say how long a thread waits for a core.
 """
 
@@ -26,8 +26,8 @@ from results import RESULTS, machine, write_results
 
 from kquant_cli.bases import BasisSpec
 from kquant_cli.packing import row_bytes
+from kquant_cli.runtime.basis_pair import adjoint_pair
 from kquant_cli.runtime.products import Packed, backend_for, product
-from kquant_cli.runtime.transforms import adjoint_pair
 
 SHAPES = ((4096, 11008), (4096, 4096), (576, 1536), (1536, 576))
 LEVELS = (4, 8, 12, 16, 256)  # 2, 3, 3.6, 4 and 8 bits

@@ -71,7 +71,7 @@ def graph(rows: int, columns: int) -> float:
 
 def averages(levels: int) -> float:
     """The soft assignment of the annealed encoder, by its kernel and on the CPU in float64."""
-    from kquant_cli.encoders.annealed.soft import average
+    from kquant_cli.encoders.annealed.soft_assignment import average
 
     t, s, old = torch.randn(3, 100, 1000, device="cuda")
     book = torch.randn(levels, 2, device="cuda")

@@ -17,5 +17,5 @@ for version in "$@"; do
     echo "$packages" > "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
     "$python" -m pip install -q --disable-pip-version-check "transformers==$version"
     "$python" -c 'import transformers; print("transformers", transformers.__version__)'
-    "$python" -m pytest tests/runtime/test_from_codes.py
+    "$python" -m pytest tests/runtime/test_load_bundle.py
 done

@@ -27,14 +27,14 @@ import torch
 from peers import PEERS, Peer
 from results import machine, write_results
 
+from kquant_cli.calibration import InputStatistics, column_energy, searched_scale, statistics_path, white_error_scale
 from kquant_cli.checkpoint import content_hash, open_checkpoint
+from kquant_cli.compress.plan import Plan, make_plan
+from kquant_cli.compress.preparation import SAMPLED_ROWS, prepare
 from kquant_cli.config import CompressConfig
 from kquant_cli.encoders import encode
 from kquant_cli.evaluation import EvalOptions, select_tasks
-from kquant_cli.plan import Plan, make_plan
-from kquant_cli.preparation import SAMPLED_ROWS, prepare
 from kquant_cli.runtime import load_model
-from kquant_cli.statistics import InputStatistics, column_energy, searched_scale, statistics_path, white_error_scale
 
 EXPONENTS = ((0.0, 0.0), (0.6, 0.0), (1.0, 0.0), (1.4, 0.0), (1.0, 1.0))  # of the search for peers
 SCALING = {True: "yes", False: "no"}

@@ -24,12 +24,12 @@ import transformers
 from results import machine
 from torch.nn import functional
 
+from kquant_cli.devices import resolve_device
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import EvalOptions
 from kquant_cli.evaluation.classification import Examples, Spec, classify, read_examples
 from kquant_cli.evaluation.classification.outputs import longest_example
 from kquant_cli.evaluation.tasks.glue import SPECS
-from kquant_cli.placement import resolve_device
 from kquant_cli.runtime import LoadedModel
 
 BATCHES_SORTED = 50  # so many batches of shuffled examples are sorted by length, and then shuffled as batches

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from results import machine, write_results
 
-from kquant_cli.tensorfile import TensorFileWriter
+from kquant_cli.files.tensorfile import TensorFileWriter
 
 QUICK = {  # iterations take time, not memory
     "annealed": "effort: fast\n",

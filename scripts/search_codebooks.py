@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from kquant_cli.encoders.annealed import schedule as schedules
-from kquant_cli.encoders.annealed.refit import fit_scales
+from kquant_cli.encoders.annealed.annealing import Coupling, Sweeps, anneal, moving_positions
+from kquant_cli.encoders.annealed.least_squares import fit_scales
 from kquant_cli.encoders.annealed.schedule import FILE, HARD_SWEEPS, MOVING, SWEEPS, Schedule, points, to_entry
-from kquant_cli.encoders.annealed.sweeps import Coupling, Sweeps, anneal, moving_positions
 
 SIZE = 1024
 LEVELS = [2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64, 128, 256]

@@ -49,11 +49,11 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded language model at 4 bits, quickly; tests must not change it."""
-    from kquant_cli import pipeline
     from kquant_cli.checkpoint import open_checkpoint
+    from kquant_cli.compress import pipeline
+    from kquant_cli.compress.plan import make_plan
     from kquant_cli.config import CompressConfig
     from kquant_cli.demo import demo_model_path
-    from kquant_cli.plan import make_plan
 
     folder = tmp_path_factory.mktemp("demo") / "bundle"
     settings = CompressConfig(effort="fast", stats="none")

@@ -8,8 +8,8 @@ Nothing here knows the encoders: the caller tells the bytes and the errors of a 
 `measure_sensitivity` (sensitivity.py) and `load_or_measure` (cache.py) need transformers; what is named here does not.
 """
 
-from kquant_cli.allocation.choose import Choice, allocate
-from kquant_cli.allocation.levels import LEVELS, MEASURED, predicted_error
+from kquant_cli.allocation.knapsack import Choice, allocate
+from kquant_cli.allocation.level_counts import LEVELS, MEASURED, predicted_error
 from kquant_cli.allocation.plan import AllocationPlan, Allotted, plan_levels
 
 __all__ = [

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from math import fsum
 from typing import Any
 
-from kquant_cli.allocation.choose import Choice, allocate
-from kquant_cli.allocation.levels import LEVELS, MEASURED, predicted_error
+from kquant_cli.allocation.knapsack import Choice, allocate
+from kquant_cli.allocation.level_counts import LEVELS, MEASURED, predicted_error
 from kquant_cli.checkpoint import Matrix
 
 

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 from kquant_cli.bases.basis import Basis
 from kquant_cli.bases.registry import BASES
 from kquant_cli.errors import KQuantError
-from kquant_cli.hints import near
+from kquant_cli.suggestions import near
 
 KEPT = 4  # bases that stay in memory with nobody using them: `qr` of 8192 is 512 MB
 

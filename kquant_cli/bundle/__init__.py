@@ -1,10 +1,10 @@
 """Bundles: a compressed model as a folder that is itself a Hugging Face checkpoint."""
 
-from kquant_cli.bundle.contents import read_layouts, require_tensors, require_version
-from kquant_cli.bundle.dense import write_dense
+from kquant_cli.bundle.decompress import write_dense
 from kquant_cli.bundle.format import FORMAT_VERSION, QUANT_METHOD, is_bundle
 from kquant_cli.bundle.reader import Bundle, newest_bundle, open_bundle
 from kquant_cli.bundle.results import keep_result, kept_results
+from kquant_cli.bundle.validation import read_layouts, require_tensors, require_version
 
 __all__ = [
     "FORMAT_VERSION",

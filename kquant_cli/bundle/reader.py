@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from kquant_cli.bundle.contents import read_layouts, require_tensors, require_version
 from kquant_cli.bundle.format import (
     CONFIG,
     INDEX,
@@ -19,9 +18,10 @@ from kquant_cli.bundle.format import (
     read_json,
     sha256,
 )
+from kquant_cli.bundle.validation import read_layouts, require_tensors, require_version
 from kquant_cli.encoded import EncodedMatrix, Layout
 from kquant_cli.errors import KQuantError
-from kquant_cli.tensorfile import TensorInfo, read_header, read_tensor
+from kquant_cli.files.tensorfile import TensorInfo, read_header, read_tensor
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Finished matrices on their way into a bundle: durable one by one, so that an interrupted run goes on where it was.
 
-The run's part folder (place.py) has, for each finished matrix, `matrices/<n>.safetensors` and then `matrices/<n>.json`
-(name, layout, record), which says that the former is complete. A damaged pair counts as not finished.
+The run's part folder (output_folder.py) has, for each finished matrix, `matrices/<n>.safetensors` and then
+`matrices/<n>.json` (name, layout, record), which says that the former is complete. A damaged pair counts as not finished.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from kquant_cli.bundle.format import read_json, write_json
-from kquant_cli.bundle.place import open_part
+from kquant_cli.bundle.output_folder import open_part
 from kquant_cli.encoded import EncodedMatrix, Layout, Record
 from kquant_cli.errors import KQuantError
-from kquant_cli.tensorfile import TensorFileWriter, TensorInfo, read_header
+from kquant_cli.files.tensorfile import TensorFileWriter, TensorInfo, read_header
 
 
 @dataclass(frozen=True)

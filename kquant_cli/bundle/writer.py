@@ -21,7 +21,7 @@ from kquant_cli.bundle.format import (
     write_json,
 )
 from kquant_cli.bundle.staging import Staged
-from kquant_cli.tensorfile import TensorFileWriter, read_tensor
+from kquant_cli.files.tensorfile import TensorFileWriter, read_tensor
 
 SHARD_BYTES = 5_000_000_000
 RESERVED = (CONFIG, INDEX, MANIFEST, RUN)  # names that the bundle uses itself

@@ -7,11 +7,11 @@ for matrix in select_matrices(checkpoint, include=(), exclude=()).matrices:
 Names and shapes decide, not model classes: nothing here imports transformers.
 """
 
-from kquant_cli.checkpoint.identity import content_hash
-from kquant_cli.checkpoint.opening import Checkpoint, open_checkpoint
-from kquant_cli.checkpoint.places import local_folder
-from kquant_cli.checkpoint.rules import Matrix, Selection, select_matrices
-from kquant_cli.checkpoint.tensors import TensorLike
+from kquant_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from kquant_cli.checkpoint.fingerprint import content_hash
+from kquant_cli.checkpoint.locate import local_folder
+from kquant_cli.checkpoint.selection import Matrix, Selection, select_matrices
+from kquant_cli.checkpoint.stored_tensor import TensorLike
 
 __all__ = [
     "Checkpoint",

@@ -9,9 +9,9 @@ import errno
 import glob
 from pathlib import Path
 
-from kquant_cli.checkpoint.files import CONFIG, INDEX_ENDING, files_to_copy, find_weights, require_model
-from kquant_cli.checkpoint.refusals import refuse_quantised_config
-from kquant_cli.checkpoint.settings import read_config, read_index
+from kquant_cli.checkpoint.config_files import read_config, read_index
+from kquant_cli.checkpoint.file_roles import CONFIG, INDEX_ENDING, files_to_copy, find_weights, require_model
+from kquant_cli.checkpoint.quantised import refuse_quantised_config
 from kquant_cli.errors import KQuantError
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from kquant_cli.cli.bundle_argument import bundle_or_newest
 from kquant_cli.cli.console import console, log, write_results
-from kquant_cli.cli.newest import bundle_or_newest
 
 
 def bench(
@@ -44,8 +44,8 @@ def bench(
 
     Example: kquant bench bundles/opt-1.3b-annealed-4bit --against facebook/opt-1.3b --json speed.json
     """
+    from kquant_cli.devices import resolve_device, resolve_dtype
     from kquant_cli.errors import KQuantError
-    from kquant_cli.placement import resolve_device, resolve_dtype
     from kquant_cli.report.speed import speed_table
     from kquant_cli.speed import Row, Workload
     from kquant_cli.speed import bench as measure_in_turns

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
-    from kquant_cli.plan import Plan
+    from kquant_cli.compress.plan import Plan
 
 OUTPUT = "Output"
 NOT_SETTINGS = ("model", "output", "config", "revision", "device", "overwrite", "dry_run", "json_file")
@@ -84,10 +84,10 @@ def compress(
     from kquant_cli.bundle import open_bundle
     from kquant_cli.checkpoint import open_checkpoint
     from kquant_cli.cli.progress import show_progress
+    from kquant_cli.compress.pipeline import compress as run
+    from kquant_cli.compress.plan import default_output, make_plan
     from kquant_cli.config import load_config
-    from kquant_cli.pipeline import compress as run
-    from kquant_cli.placement import resolve_device
-    from kquant_cli.plan import default_output, make_plan
+    from kquant_cli.devices import resolve_device
     from kquant_cli.report import summarise, totals_table
 
     settings = load_config(config, flags)
@@ -126,7 +126,7 @@ def _allocated(plan: Plan, out: Path, device: torch.device) -> Plan:
     """The plan with a level count for every matrix; what is measured for it is kept for the real run."""
     from kquant_cli.checkpoint import content_hash
     from kquant_cli.cli.progress import show_progress
-    from kquant_cli.preparation import prepare
+    from kquant_cli.compress.preparation import prepare
 
     with show_progress(plan, log) as (_, stage, say):
         prepared = prepare(plan, out, content_hash(plan.checkpoint), device=device, stage=stage, say=say)

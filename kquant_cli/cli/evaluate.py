@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kquant_cli.cli.bundle_argument import bundle_or_newest
 from kquant_cli.cli.console import console, log, write_results
-from kquant_cli.cli.newest import bundle_or_newest
 
 if TYPE_CHECKING:
     from kquant_cli.evaluation import Result

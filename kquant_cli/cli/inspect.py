@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kquant_cli.cli.bundle_argument import bundle_or_newest
 from kquant_cli.cli.console import console, write_results
-from kquant_cli.cli.newest import bundle_or_newest
 
 
 def inspect(

@@ -17,9 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from kquant_cli.pipeline import Progress as Done
-from kquant_cli.plan import Plan
-from kquant_cli.preparation import Stage
+from kquant_cli.compress.pipeline import Progress as Done
+from kquant_cli.compress.plan import Plan
+from kquant_cli.compress.preparation import Stage
 
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 

@@ -6,7 +6,7 @@ coordinates of v, one iteration is
     greedy rule:  |R|_1 > |Y|_1:  S = sign(R),  c = |R|_1 / |S|^2,  u += c S,  R -= c S,  Y = left^T R right
                   otherwise:      S = sign(Y),  c = |Y|_1 / |S|^2,  v += c S,  Y -= c S,  R = left Y right^T
 
-Both residuals are carried (see `carried.py`), so an iteration costs a single transform; the rest is bound by memory.
+Both residuals are carried (see `residual.py`), so an iteration costs a single transform; the rest is bound by memory.
 
 On a GPU the host does not wait for the norms of every step. It guesses the sides to come, queues a batch of steps, and
 lets a flag on the device set c to 0 from the first step that turns out to be a wrong guess or one too many. Then it
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from kquant_cli.bases import Basis
-from kquant_cli.decomposition.carried import CarriedResidual
 from kquant_cli.decomposition.factors import KashinFactors, check_limits, rounding, stop_below, working_precision
-from kquant_cli.decomposition.rules import Rule, find_rule, likely_side
+from kquant_cli.decomposition.residual import CarriedResidual
+from kquant_cli.decomposition.step_rules import Rule, find_rule, likely_side
 
 GPU_BATCH = 16  # the most steps queued before the host looks at their trace
 GUESS_FROM = 256  # the latest steps, from which the next sides are guessed

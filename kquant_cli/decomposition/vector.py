@@ -17,7 +17,7 @@ from kquant_cli.decomposition.factors import (
     unit_scale,
     working_precision,
 )
-from kquant_cli.decomposition.rules import Rule, find_rule
+from kquant_cli.decomposition.step_rules import Rule, find_rule
 
 CPU_BLOCK = 2**18  # elements that go through the iteration together
 GPU_BLOCK = 2**26

@@ -23,13 +23,13 @@ import torch
 
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation.batching import longest_first
-from kquant_cli.evaluation.divergence import compare
+from kquant_cli.evaluation.comparison import compare
+from kquant_cli.evaluation.jackknife import means_left_out, standard_error
 from kquant_cli.evaluation.losses import TokenLosses, token_losses
 from kquant_cli.evaluation.options import EvalOptions, Progress
 from kquant_cli.evaluation.precision import full_float32
 from kquant_cli.evaluation.result import Against, Estimate, Result, common, dtype_name
 from kquant_cli.evaluation.rows import Rows
-from kquant_cli.evaluation.spread import means_left_out, standard_error
 from kquant_cli.evaluation.tokens import require_comparable, require_known, require_same_tokens
 from kquant_cli.evaluation.windows import bounded, shared_maximum
 from kquant_cli.runtime import LoadedModel

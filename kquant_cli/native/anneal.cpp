@@ -1,4 +1,4 @@
-// The annealed encoder's sweeps on a CPU (kquant_cli/encoders/annealed/sweeps.py has the formulas, and the same in torch).
+// The annealed encoder's sweeps on a CPU (kquant_cli/encoders/annealed/annealing.py has the formulas, and the same in torch).
 //
 // A block of LANES rows is annealed at a time, with the rows as the lanes of vectors: an array is [position][lane], so
 // that every step, the butterflies of the Hadamard transform included, is one vector instruction a position, and a

@@ -1,4 +1,4 @@
-// Activations in the coordinates of the annealed encoder's two bases (runtime/transforms.py; bases/hadamard_dct.py):
+// Activations in the coordinates of the annealed encoder's two bases (runtime/basis_pair.py; bases/hadamard_dct.py):
 //
 //     a = T^T (eps_1 * x),    b = T (eps_2 * a),    T = H (x) C of size 2^k m
 //

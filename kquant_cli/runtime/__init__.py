@@ -7,8 +7,8 @@ _HOMES = {
     "KashinLinear": "linear",
     "LoadedModel": "loading",
     "checkpoints_within": "folders",
-    "input_device": "spread",
-    "load": "from_codes",
+    "input_device": "device_map",
+    "load": "load_bundle",
     "load_model": "loading",
 }
 __all__ = [*_HOMES]  # noqa: PLE0604

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kquant_cli.checkpoint import local_folder
-from kquant_cli.checkpoint.files import CONFIG
+from kquant_cli.checkpoint.file_roles import CONFIG
 
 
 def checkpoints_within(model: str | Path, revision: str | None = None) -> dict[str, str] | None:

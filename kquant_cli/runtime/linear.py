@@ -3,7 +3,7 @@
     y = scale (L_u (Cu[codes] S a) + L_v (Cv[codes] S b)) + bias,    a = R_u^T (x / c),  b = R_v^T (x / c)
 
 the formula of encoded.py with the products taken from the right: the activations go through the right bases
-(coordinates.py), through the packed codes (products/), and what comes out through the left ones.
+(input_transform.py), through the packed codes (products/), and what comes out through the left ones.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from kquant_cli.encoded import EncodedMatrix, Layout
-from kquant_cli.runtime.coordinates import Coordinates
-from kquant_cli.runtime.held import HeldBases
+from kquant_cli.runtime.basis_cache import HeldBases
+from kquant_cli.runtime.input_transform import Coordinates
 from kquant_cli.runtime.products import Packed, product
 
 DTYPES = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # others as stored, by default float16

@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from kquant_cli import bundle as bundles
 from kquant_cli.bundle.format import MANIFEST
 from kquant_cli.checkpoint import local_folder
-from kquant_cli.checkpoint.files import ADAPTER_CONFIG, CONFIG, require_model
+from kquant_cli.checkpoint.file_roles import ADAPTER_CONFIG, CONFIG, require_model
+from kquant_cli.devices import resolve_device, resolve_dtype
 from kquant_cli.errors import KQuantError
-from kquant_cli.placement import resolve_device, resolve_dtype
-from kquant_cli.runtime.dense_twin import load_dense_twin
-from kquant_cli.runtime.places import CannotRunFromCodesError
+from kquant_cli.runtime.decoded_model import load_dense_twin
+from kquant_cli.runtime.device_map import DeviceMap, devices_in_words, input_device, require_way, with_offload
+from kquant_cli.runtime.parameter_names import CannotRunFromCodesError
 from kquant_cli.runtime.quantizer import is_from_bundle, register
-from kquant_cli.runtime.spread import DeviceMap, devices_in_words, input_device, require_way, with_offload
 
 T = TypeVar("T")
 

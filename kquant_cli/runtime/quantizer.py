@@ -63,7 +63,7 @@ class KashinQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> PreTrainedModel:
-        from kquant_cli.runtime.placing import place_layers
+        from kquant_cli.runtime.replace_layers import place_layers
 
         if not checkpoint_files:
             raise KQuantError(
@@ -74,7 +74,7 @@ class KashinQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        from kquant_cli.runtime.placing import kashin_layers
+        from kquant_cli.runtime.replace_layers import kashin_layers
 
         for _, layer in kashin_layers(model):
             for name in layer.layout.tensor_shapes():
@@ -85,7 +85,7 @@ class KashinQuantizer(HfQuantizer):
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        from kquant_cli.runtime.placing import make_dense
+        from kquant_cli.runtime.replace_layers import make_dense
 
         return make_dense(model, dtype)
 

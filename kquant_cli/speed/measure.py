@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.memory import resident_set, return_freed_memory
+from kquant_cli.process_memory import resident_set, return_freed_memory
 from kquant_cli.runtime import LoadedModel, load_model
 from kquant_cli.speed.floor import bytes_per_token, memory_bandwidth
 

@@ -26,7 +26,7 @@ from results import RESULTS, machine, write_results
 
 from kquant_cli.bases import Basis, make_basis
 from kquant_cli.checkpoint import open_checkpoint, select_matrices
-from kquant_cli.checkpoint.rules import matches
+from kquant_cli.checkpoint.selection import matches
 from kquant_cli.demo import demo_model_path
 from kquant_cli.errors import KQuantError
 

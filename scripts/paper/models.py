@@ -17,10 +17,10 @@ from common import new_parser  # noqa: F401  (puts scripts/ on the path, too)
 
 from kquant_cli.bundle import open_bundle
 from kquant_cli.checkpoint import open_checkpoint
+from kquant_cli.compress.pipeline import compress
+from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import load_config
 from kquant_cli.evaluation import EvalOptions, Task, select_tasks
-from kquant_cli.pipeline import compress
-from kquant_cli.plan import make_plan
 from kquant_cli.runtime import load_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kquant_cli.allocation.levels import LEVELS, predicted_error
+from kquant_cli.allocation.level_counts import LEVELS, predicted_error
 from kquant_cli.allocation.plan import plan_levels
 from kquant_cli.checkpoint import Matrix
 from kquant_cli.packing import row_bytes

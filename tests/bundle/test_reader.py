@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kquant_cli import pipeline
 from kquant_cli.bundle import is_bundle, newest_bundle, open_bundle, write_dense
 from kquant_cli.checkpoint import open_checkpoint
+from kquant_cli.compress import pipeline
+from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import CompressConfig
 from kquant_cli.errors import KQuantError
-from kquant_cli.plan import make_plan
 
 SHARD = "model-00001-of-00001.safetensors"
 

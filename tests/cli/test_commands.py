@@ -378,7 +378,7 @@ def test_exotic_source_dtype(kquant, tmp_path):
 def test_decompress_without_space_is_one_sentence(kquant, bundle, tmp_path, monkeypatch):
     import errno
 
-    from kquant_cli.tensorfile import TensorFileWriter
+    from kquant_cli.files.tensorfile import TensorFileWriter
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from kquant_cli.bundle import kept_results
 from kquant_cli.cli.evaluate import evaluate
+from kquant_cli.devices import DTYPES
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import EvalOptions, perplexity
 from kquant_cli.evaluation.texts import text_file
-from kquant_cli.placement import DTYPES
 from kquant_cli.runtime import load_model
 
 KQuant = Callable[..., Any]
@@ -151,10 +151,10 @@ def test_help_gives_examples() -> None:
 
 @pytest.fixture(scope="module")
 def bundle(model: Path) -> Path:
-    from kquant_cli import pipeline
     from kquant_cli.checkpoint import open_checkpoint
+    from kquant_cli.compress import pipeline
+    from kquant_cli.compress.plan import make_plan
     from kquant_cli.config import CompressConfig
-    from kquant_cli.plan import make_plan
 
     out = model.parent / "tiny-opt-4bit"
     pipeline.compress(make_plan(open_checkpoint(model), CompressConfig(encoder="uniform", bits=4)), out)

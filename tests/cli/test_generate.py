@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from kquant_cli.bundle import open_bundle
-from kquant_cli.runtime.dense_twin import load_dense_twin
+from kquant_cli.runtime.decoded_model import load_dense_twin
 
 PROMPT = "The lighthouse keeper"
 

@@ -14,7 +14,7 @@ import transformers
 
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import EvalOptions, PerplexityResult, perplexity
-from kquant_cli.evaluation.divergence import divergence
+from kquant_cli.evaluation.comparison import divergence
 from kquant_cli.evaluation.texts import Text
 from kquant_cli.runtime import LoadedModel, load_model
 

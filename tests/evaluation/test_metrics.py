@@ -9,7 +9,7 @@ import scipy.stats
 import sklearn.metrics
 
 from kquant_cli.evaluation.classification.metrics import METRICS, difference_error, measure
-from kquant_cli.evaluation.spread import means_left_out, standard_error
+from kquant_cli.evaluation.jackknife import means_left_out, standard_error
 
 DRAW = np.random.RandomState(5)
 LABELS = DRAW.randint(0, 2, 60)

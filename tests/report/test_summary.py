@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import tiny_models
 
-from kquant_cli import pipeline
 from kquant_cli.bundle import open_bundle
 from kquant_cli.checkpoint import open_checkpoint
+from kquant_cli.compress import pipeline
+from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import CompressConfig
 from kquant_cli.errors import KQuantError
-from kquant_cli.plan import make_plan
 from kquant_cli.report import summarise
 
 

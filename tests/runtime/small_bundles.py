@@ -8,12 +8,12 @@ from typing import Any
 import tiny_models
 import torch
 
-from kquant_cli import pipeline
 from kquant_cli.bundle import open_bundle
 from kquant_cli.checkpoint import open_checkpoint
+from kquant_cli.compress import pipeline
+from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import CompressConfig
-from kquant_cli.plan import make_plan
-from kquant_cli.runtime.dense_twin import load_dense_twin
+from kquant_cli.runtime.decoded_model import load_dense_twin
 
 QUICK = {"effort": "fast", "stats": "none"}
 

@@ -4,9 +4,9 @@
     output side:  W^ = (A Cu[codes] + B Cv[codes]) diag(col_scale),    of size out_features
 
 In the coordinates of A a row is nearly Gaussian whatever it was, and is divided by its root mean square. The annealing
-(sweeps.py) gives the codes; codebook and scales are then refitted by least squares (refit.py). The codebook has the
-size of the weights, the float16 scales are relative to it: rows of less than 6e-8 of the matrix's root mean square
-become zeros.
+(annealing.py) gives the codes; codebook and scales are then refitted by least squares (least_squares.py). The codebook
+has the size of the weights, the float16 scales are relative to it: rows of less than 6e-8 of the matrix's root mean
+square become zeros.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor
 from kquant_cli.bases import BasisSpec
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout, Record
-from kquant_cli.encoders.annealed.refit import fit_scales, refit_codebook
+from kquant_cli.encoders.annealed.annealing import Coupling, Sweeps, moving_positions
+from kquant_cli.encoders.annealed.least_squares import fit_scales, refit_codebook
+from kquant_cli.encoders.annealed.retries import anneal_steadily
 from kquant_cli.encoders.annealed.schedule import (
     HARD_SWEEPS,
     MOVING,
@@ -30,8 +32,6 @@ from kquant_cli.encoders.annealed.schedule import (
     find_schedule,
     points,
 )
-from kquant_cli.encoders.annealed.steady import anneal_steadily
-from kquant_cli.encoders.annealed.sweeps import Coupling, Sweeps, moving_positions
 from kquant_cli.encoders.clustering import root_mean_square
 
 CHUNK = 2**22  # weights annealed at a time: bounds the memory beside the weight itself

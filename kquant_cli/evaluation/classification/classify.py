@@ -16,10 +16,10 @@ from kquant_cli.evaluation.classification.labels import label_order
 from kquant_cli.evaluation.classification.metrics import difference_error, measure
 from kquant_cli.evaluation.classification.outputs import longest_example, outputs
 from kquant_cli.evaluation.classification.spec import Spec
-from kquant_cli.evaluation.divergence import divergence
+from kquant_cli.evaluation.comparison import divergence
+from kquant_cli.evaluation.jackknife import means_left_out, standard_error
 from kquant_cli.evaluation.options import EvalOptions, Progress
 from kquant_cli.evaluation.result import Against, Estimate, ScoresOverExamples, common, dtype_name
-from kquant_cli.evaluation.spread import means_left_out, standard_error
 from kquant_cli.runtime import LoadedModel
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from kquant_cli.evaluation.spread import standard_error
+from kquant_cli.evaluation.jackknife import standard_error
 
 Metric = Callable[[np.ndarray, np.ndarray], float]  # labels (n,), predictions (n,)
 

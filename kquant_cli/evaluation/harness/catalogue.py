@@ -15,7 +15,7 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation.harness.quiet import quiet
 from kquant_cli.evaluation.hub import HUB_ERRORS, cache_alone_if_unreachable
 from kquant_cli.evaluation.options import EvalOptions
-from kquant_cli.hints import near
+from kquant_cli.suggestions import near
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import numpy as np
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation.harness.catalogue import HarnessTask
 from kquant_cli.evaluation.harness.quiet import quiet
+from kquant_cli.evaluation.jackknife import means_left_out, standard_error
 from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.precision import full_float32
 from kquant_cli.evaluation.result import Against, Estimate, ScoresOverExamples, common, dtype_name
-from kquant_cli.evaluation.spread import means_left_out, standard_error
 from kquant_cli.evaluation.windows import bounded, shared_maximum
 from kquant_cli.runtime import LoadedModel
 

@@ -17,7 +17,7 @@ from kquant_cli.evaluation.tasks.task import Task
 from kquant_cli.evaluation.tasks.text import TEXT
 from kquant_cli.evaluation.tasks.wikitext2 import WIKITEXT2
 from kquant_cli.evaluation.texts import DATA_FORMATS
-from kquant_cli.hints import near
+from kquant_cli.suggestions import near
 
 TASKS: Final[dict[str, Task]] = {
     "wikitext2": WIKITEXT2,

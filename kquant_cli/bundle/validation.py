@@ -1,0 +1,86 @@
+"""What a bundle's config says of its matrices, and whether the stored tensors agree: checked before any is decoded.
+
+Used by the reader of whole bundles, and by the loading of models, which knows config and files alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION
+from kquant_cli.encoded import Layout
+from kquant_cli.errors import KQuantError
+from kquant_cli.files.tensorfile import TensorInfo
+
+
+def require_version(version: object, path: Path) -> None:
+    """KQuantError unless the bundle in the folder `path` has the format that is read here."""
+    if type(version) is not int or version < 1:
+        raise KQuantError(f"{path / CONFIG}: format_version is {version!r}, expected a number; make the bundle again")
+    if version != FORMAT_VERSION:
+        what = "upgrade kashin-quant" if version > FORMAT_VERSION else "make the bundle again"
+        raise KQuantError(f"{path}: the bundle has format {version}, this kquant reads format {FORMAT_VERSION}; {what}")
+
+
+def read_layouts(path: Path, quantization: Mapping[str, Any]) -> dict[str, Layout]:
+    """The layout of every encoded matrix by its module name on disk, from `quantization_config`."""
+    modules = quantization.get("modules")
+    if not isinstance(modules, dict):
+        raise KQuantError(f"{path / CONFIG}: quantization_config has no modules; the bundle is damaged, make it again")
+    layouts = {}
+    for name, values in modules.items():
+        try:
+            layouts[name] = Layout.from_dict(values)
+        except (KeyError, TypeError, ValueError, AttributeError, KQuantError) as error:
+            why = f"lacks {error}" if isinstance(error, KeyError) else error
+            raise KQuantError(
+                f"{path / CONFIG}: module {name!r} of quantization_config cannot be read ({why}); the bundle is "
+                f"damaged, make it again"
+            ) from error
+    return layouts
+
+
+def require_tensors(path: Path, infos: Mapping[str, TensorInfo], layouts: Mapping[str, Layout]) -> None:
+    """KQuantError unless the stored tensors are those that the layouts ask for, none missing, wrong or left over."""
+    for module, layout in layouts.items():
+        for suffix, shape in layout.tensor_shapes().items():
+            info = infos.get(f"{module}.{suffix}")
+            if info is None or info.shape != shape:
+                found = f"one of shape {list(info.shape)}" if info else "none"
+                raise KQuantError(
+                    f"{path}: expected the tensor {module}.{suffix} of shape {list(shape)}, found {found}; "
+                    f"the bundle is damaged, make it again"
+                )
+            if not (info.dtype == torch.uint8 if suffix == "weight_codes" else info.dtype.is_floating_point):
+                expected = "uint8" if suffix == "weight_codes" else "a floating-point type"
+                raise KQuantError(
+                    f"{path}: the tensor {module}.{suffix} is {str(info.dtype).removeprefix('torch.')}, expected "
+                    f"{expected}; the bundle is damaged, make it again"
+                )
+        owner = layout.channel_scale_from
+        if owner is not None and not _shares(layout, layouts.get(owner)):
+            raise KQuantError(
+                f"{path / CONFIG}: {module!r} takes its channel scale from {owner!r}, which has none of its size; "
+                f"the bundle is damaged, make it again"
+            )
+    for name in sorted(infos):
+        module, _, suffix = name.rpartition(".")
+        if suffix == "weight_codes" and module not in layouts:
+            raise KQuantError(
+                f"{path / CONFIG}: quantization_config.modules does not say how the stored {name!r} decodes; "
+                f"the bundle is damaged, make it again"
+            )
+
+
+def _shares(layout: Layout, owner: Layout | None) -> bool:
+    """Whether `owner` stores a channel scale that fits `layout`."""
+    return (
+        owner is not None
+        and owner.channel_scale
+        and owner.channel_scale_from is None
+        and owner.shape[1] == layout.shape[1]
+    )

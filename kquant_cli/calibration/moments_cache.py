@@ -1,0 +1,68 @@
+"""The file beside a bundle that keeps its statistics, so that a run that goes on need not measure them again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from kquant_cli.calibration.collect_moments import collect
+from kquant_cli.calibration.moments import InputStatistics, load_with_fingerprint
+from kquant_cli.calibration.tokens import open_source
+from kquant_cli.checkpoint import Checkpoint
+from kquant_cli.devices import resolve_device
+from kquant_cli.errors import KQuantError
+
+ENDING = ".stats.safetensors"
+METHOD = 1  # to be raised when the same settings come to give other numbers
+
+
+def statistics_path(out: Path) -> Path:
+    """The file of the bundle `out`: `<name>.stats.safetensors` beside it."""
+    return out.with_name(out.name + ENDING)
+
+
+def load_or_collect(
+    checkpoint: Checkpoint,
+    names: Sequence[str],
+    stats: str,
+    *,
+    seed: int,
+    device: torch.device | str,
+    file: Path,
+    fingerprint: str,
+    tokens: int = 4096,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> InputStatistics:
+    """The statistics in `file`, if they were measured with these very settings; else measured now, and kept there.
+
+    `fingerprint` is the content hash of the checkpoint. What is in the file's way is replaced, with a word to `say`.
+    Raises as `collect` does, and KQuantError when the file cannot be written.
+    """
+    device = resolve_device(device)
+    settings = [METHOD, fingerprint, open_source(stats).description, seed, tokens, device.type, sorted(names)]
+    wanted = sha256(json.dumps(settings).encode()).hexdigest()
+    if file.exists():
+        try:
+            found, made_with = load_with_fingerprint(file)
+            if made_with == wanted:
+                return found
+            say(f"the statistics in {file} are of other settings or weights, and are measured again")
+        except KQuantError as error:
+            say(f"the statistics are measured again: {error}")
+    statistics = collect(checkpoint, names, stats, seed=seed, device=device, tokens=tokens, progress=progress)
+    part = file.with_name(file.name + ".tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        statistics.save(part, wanted)
+        part.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise KQuantError(f"{file} cannot be written ({error.strerror or error}): choose another --output") from error
+    return statistics

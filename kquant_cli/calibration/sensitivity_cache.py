@@ -1,0 +1,95 @@
+"""Measured sensitivities kept in a JSON file, since they take as many forward passes as there are matrices.
+
+The file says what they were measured on: the caller's fingerprint (of the checkpoint, the channel scales, the seed, the
+device: all that this file cannot know), the source with the text's SHA-256, tokens, draws and eps, and the names of the
+matrices. Where all that is the same they are used again; anything else, a damaged file too, is measured anew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from kquant_cli.calibration.sensitivity import DATA_FREE, DRAWS, EPS, TOKENS, measure_sensitivity
+from kquant_cli.checkpoint import Checkpoint, Matrix
+from kquant_cli.errors import KQuantError
+from kquant_cli.evaluation.texts import text_file
+
+
+def load_or_measure(
+    checkpoint: Checkpoint,
+    matrices: Sequence[Matrix],
+    source: str,
+    *,
+    file: Path,
+    fingerprint: str,
+    tokens: int = TOKENS,
+    eps: float = EPS,
+    say: Callable[[str], None] = lambda _: None,
+    **others: Any,
+) -> dict[str, float]:
+    """The sensitivities from `file` where they fit, else `measure_sensitivity`, which `others` go to, and into `file`.
+
+    The notes of the measurement are told to `say` in either case.
+
+    Raises
+    ------
+    KQuantError
+        As `measure_sensitivity` does, and where the file cannot be written.
+    """
+    key = {
+        "fingerprint": fingerprint,
+        "source": source,
+        "text_sha256": None if source == DATA_FREE else text_file(Path(source), "text").sha256,
+        **{"tokens": tokens, "draws": DRAWS, "eps": eps},
+    }
+    names = [matrix.name for matrix in matrices]
+    kept = _read(file, key, names)
+    if kept is None:
+        notes: list[str] = []
+        measured = measure_sensitivity(checkpoint, matrices, source, tokens=tokens, eps=eps, say=notes.append, **others)
+        kept = measured, notes
+        _write(file, {**key, "notes": notes, "sensitivities": measured})
+    sensitivities, told = kept
+    for note in told:
+        say(note)
+    return sensitivities
+
+
+def _read(file: Path, key: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, float], list[str]] | None:
+    """Sensitivities and notes of a file that was written for the same; None for any other."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        found, notes = values["sensitivities"], values["notes"]
+        same = all(values[name] == value for name, value in key.items()) and sorted(found) == sorted(names)
+        sound = all(type(s) is float and math.isfinite(s) and s > 0 for s in found.values())
+        if same and sound and isinstance(notes, list):
+            return {name: found[name] for name in names}, [str(note) for note in notes]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return None
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    """All of it or nothing."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as out:
+            out.write(json.dumps(values, indent=1, allow_nan=False) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+    except OSError as error:
+        raise KQuantError(
+            f"{file}: the sensitivities cannot be written there ({error.strerror or error}); make room, or choose a "
+            f"folder that you may write to"
+        ) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -1,0 +1,204 @@
+"""Compress: walk a checkpoint's matrices, encode each, write a bundle. One matrix is in memory at a time.
+
+A run is identified by its fingerprint: settings, format and the content of the source. Finished matrices are durable
+(bundle/staging.py), so the same run goes on where an earlier one was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kquant_cli
+from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle, write_json
+from kquant_cli.bundle.output_folder import check_part, check_place, fresh, is_free, put_in_place, writing
+from kquant_cli.bundle.reader import open_bundle
+from kquant_cli.bundle.staging import Staged, Staging
+from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
+from kquant_cli.checkpoint import Checkpoint, content_hash
+from kquant_cli.compress.plan import Job, Plan, describe_texts
+from kquant_cli.compress.preparation import Prepared, Stage, prepare
+from kquant_cli.encoded import EncodedMatrix, Record
+from kquant_cli.encoders import encode
+from kquant_cli.errors import KQuantError
+from kquant_cli.native import library
+from kquant_cli.process_memory import resident_set, return_freed_memory
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told after every matrix."""
+
+    job: Job
+    record: Record
+    resumed: bool
+    seconds: float
+
+
+def compress(
+    plan: Plan,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+    stage: Stage = lambda _what, _done, _all: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> bool:
+    """Carry out `plan` into the bundle `out`; False when an equal and complete bundle was there already.
+
+    Raises
+    ------
+    KQuantError
+        `out` is something else that may not be replaced, a weight is not finite, or no space is left.
+    """
+    check_place(out, plan.checkpoint.path)
+    began = time.perf_counter()
+    with writing(out, 2 * plan.estimated_bytes):
+        _check_owner(out)
+        identity, versions = _identity(plan), _versions(device)
+        if not overwrite and not is_free(out) and _is_same(out, identity["fingerprint"]):
+            return False
+        check_part(out)
+        prepared = prepare(plan, out, identity["source"]["sha256"], device=device, stage=stage, say=say)
+        plan = prepared.plan
+        staging = Staging(out, " ".join([identity["fingerprint"], prepared.digest(), *versions.values()]))
+        if staging.discarded:
+            say(f"unfinished work with other settings or weights in {staging.folder} was thrown away")
+        if prepared.allocation is not None:
+            say(prepared.allocation.sentence())
+        if slow := _slow(plan, device):
+            say(slow)
+        staged = {}
+        for job in plan.jobs:
+            start = time.perf_counter()
+            done = staging.find(job.matrix.name)
+            staged[job.matrix.tensor] = done or staging.save(
+                job.matrix.name, *_encode(plan, job, prepared.scales.get(job.matrix.name), device)
+            )
+            return_freed_memory()
+            record = staged[job.matrix.tensor].record
+            progress(Progress(job, record, done is not None, time.perf_counter() - start))
+        folder = fresh(staging.folder)
+        _write(prepared, folder, staged, identity | {"versions": versions})
+        run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": resident_set("peak")}
+        write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
+        put_in_place(staging.folder, out)
+    return True
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What the manifest says of settings and source, and the fingerprint of both."""
+    settings, content = plan.config.model_dump(mode="json"), content_hash(plan.checkpoint)
+    identity: dict[str, Any] = {"settings": settings, "source": content, "format": FORMAT_VERSION}
+    if texts := describe_texts(plan.config):
+        identity["texts"] = texts
+    text = json.dumps(identity, sort_keys=True)
+    source = {"name": plan.checkpoint.name, "revision": plan.checkpoint.revision, "sha256": content}
+    return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, "source": source}
+
+
+def _versions(device: torch.device | str) -> dict[str, str]:
+    versions = {"kashin-quant": kquant_cli.__version__, "torch": torch.__version__}
+    loops = "compiled" if torch.device(device).type == "cpu" and library("anneal") is not None else "torch"
+    return versions | {"python": platform.python_version(), "device": torch.device(device).type, "loops": loops}
+
+
+def _slow(plan: Plan, device: torch.device | str) -> str | None:
+    """A word on annealing without the compiled loops."""
+    annealed = any(job.config.encoder == "annealed" for job in plan.jobs)
+    if torch.device(device).type != "cpu" or not annealed or library("anneal") is not None:
+        return None
+    return "note: no C++ compiler was found, so the annealing runs in torch, ten to thirty times slower; install g++"
+
+
+def _check_owner(out: Path) -> None:
+    if not is_free(out) and not is_bundle(out):
+        raise KQuantError(f"{out}: exists and is not a kquant bundle, so it is not touched; choose another --output")
+
+
+def _is_same(out: Path, fingerprint: str) -> bool:
+    """Whether the whole bundle of that fingerprint is there; KQuantError when it is another one."""
+    if open_bundle(out).manifest.get("fingerprint") != fingerprint:
+        raise KQuantError(
+            f"{out}: is a bundle of other settings or of another source; give --overwrite to replace it, or another "
+            f"--output"
+        )
+    return True
+
+
+def _encode(
+    plan: Plan, job: Job, channel_scale: torch.Tensor | None, device: torch.device | str
+) -> tuple[EncodedMatrix | None, Record]:
+    """Encode one matrix, or the settings' answer to one that does not converge."""
+    weight = plan.checkpoint.read(job.matrix.tensor)
+    weight = (weight.T if job.matrix.transposed else weight).contiguous().to(device)
+    encoded = encode(weight, job.config, channel_scale)
+    assert encoded.record is not None
+    record = encoded.record
+    if not math.isfinite(record.relative_error):
+        raise KQuantError(
+            f"{plan.checkpoint.name}: tensor {job.matrix.tensor!r} has entries too large to be encoded; leave it out "
+            f"with --exclude {job.matrix.tensor}"
+        )
+    if record.converged is False and plan.config.on_no_convergence != "encode":
+        fallback = plan.config.fallback(job.config)
+        if fallback is None:
+            return None, replace(record, outcome="kept", relative_error=0.0)
+        first = record
+        encoded = encode(weight, fallback, channel_scale)
+        assert encoded.record is not None
+        record = replace(encoded.record, outcome="fallback", iterations=first.iterations, trace=first.trace)
+        record = replace(record, converged=False, u_max=first.u_max, v_max=first.v_max)
+    shared = job.scale_owner if job.scale_owner != job.matrix.name else None
+    layout = replace(encoded.layout, transposed=job.matrix.transposed, channel_scale_from=shared)
+    return replace(encoded, layout=layout, record=record), record
+
+
+def _write(prepared: Prepared, folder: Path, staged: dict[str, Staged], identity: dict[str, Any]) -> None:
+    """Everything of the bundle but run.json, into an empty folder."""
+    plan, checkpoint = prepared.plan, prepared.plan.checkpoint
+    allocation = {"allocation": prepared.allocation.to_dict()} if prepared.allocation else {}
+    stored = write_weights(folder, _entries(checkpoint, staged))
+    write_json(folder / CONFIG, bundle_config(checkpoint.config, staged.values()))
+    copy_files(checkpoint.path, checkpoint.other_files, folder)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        **identity,
+        "notes": list(plan.notes),
+        "statistics": prepared.statistics,
+        **allocation,
+        "tied": dict(checkpoint.tied),
+        "totals": {
+            "parameters": plan.parameters,
+            "source_bytes": plan.source_bytes,
+            "bytes": stored,
+            "encoded_weights": sum(j.weights for j in plan.jobs if staged[j.matrix.tensor].layout is not None),
+            "encoded_bytes": sum(s.nbytes for s in staged.values()),
+        },
+        "matrices": {
+            s.name: {"shape": list(job.matrix.shape), "bytes": s.nbytes, **asdict(s.record)}
+            for job in plan.jobs
+            for s in (staged[job.matrix.tensor],)
+        },
+        "files": file_hashes(folder),
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _entries(checkpoint: Checkpoint, staged: dict[str, Staged]) -> Iterator[Entry]:
+    """The bundle's tensors in the source's order."""
+    for name, info in checkpoint.tensors.items():
+        if name in staged and staged[name].layout is not None:
+            yield from staged_entries(staged[name])
+        else:
+            yield Entry(name, info.dtype, tuple(info.shape), lambda name=name: checkpoint.read(name))  # type: ignore[misc]

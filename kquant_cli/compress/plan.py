@@ -1,0 +1,117 @@
+"""The plan of a run: which matrices, with which settings, into how many bytes; all before the first one is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from kquant_cli.bundle.writer import RESERVED
+from kquant_cli.calibration import describe_source
+from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
+from kquant_cli.config import CompressConfig, EncoderConfig
+from kquant_cli.encoders import check_basis, encoded_bytes
+from kquant_cli.errors import KQuantError
+
+CHANNEL_SCALE_BYTES = 2  # of an entry: float16
+WORDS = {"stats": ("random", "none"), "sensitivity": ("data-free",)}  # what is no file
+
+
+@dataclass(frozen=True)
+class Job:
+    """A matrix and the settings it is encoded with."""
+
+    matrix: Matrix
+    config: EncoderConfig
+    scale_owner: str | None = None  # the matrix that stores the channel scale which this one is encoded with
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its encoding takes, a channel scale that it stores included; about, for an average of bits."""
+        own = CHANNEL_SCALE_BYTES * self.matrix.shape[1] if self.scale_owner == self.matrix.name else 0
+        if self.config.is_average:
+            return math.ceil(self.config.bits * self.weights / 8)
+        return encoded_bytes(self.matrix.shape, self.config) + own
+
+    @property
+    def weights(self) -> int:
+        """Number of its entries."""
+        return self.matrix.shape[0] * self.matrix.shape[1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, found out before the first byte is written."""
+
+    checkpoint: Checkpoint
+    config: CompressConfig
+    jobs: tuple[Job, ...]
+    notes: tuple[str, ...]
+    scales_known: bool = False  # whether the jobs say which matrices store a channel scale
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source's tensors."""
+        return sum(info.nbytes for info in self.checkpoint.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Entries of the source's tensors."""
+        return sum(info.numel for info in self.checkpoint.tensors.values())
+
+    @property
+    def weights(self) -> int:
+        """Entries of the matrices that will be encoded."""
+        return sum(job.weights for job in self.jobs)
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Bytes of the bundle's tensors, if no matrix is kept dense."""
+        dense = self.source_bytes - sum(self.checkpoint.tensors[j.matrix.tensor].nbytes for j in self.jobs)
+        return dense + sum(job.nbytes for job in self.jobs)
+
+    @property
+    def unknown_bytes(self) -> int:
+        """Bytes that channel scales may take beside, at most: which inputs are shared is known once they are seen."""
+        if self.scales_known or self.config.stats == "none":
+            return 0
+        return sum(CHANNEL_SCALE_BYTES * job.matrix.shape[1] for job in self.jobs)
+
+
+def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
+    """Select the matrices and settle their settings.
+
+    Raises
+    ------
+    KQuantError
+        No matrix is selected, a pattern matches nothing, a basis cannot have a size that it would need, or a text is
+        not there.
+    """
+    selection = select_matrices(checkpoint, config.include, config.exclude)
+    for rule in config.layers:
+        if not any(fnmatchcase(matrix.name, rule.match.removesuffix(".weight")) for matrix in selection.matrices):
+            raise KQuantError(
+                f"layers: the pattern {rule.match!r} fits no matrix to be encoded; expected one for names such as "
+                f"{selection.matrices[0].name!r}"
+            )
+    jobs = tuple(Job(matrix, config.for_matrix(matrix.name)) for matrix in selection.matrices)
+    for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
+        check_basis(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
+    describe_texts(config)
+    taken = [str(name) for name in checkpoint.other_files if name.as_posix() in RESERVED]
+    lost = (f"the source's {', '.join(taken)} is not copied: a bundle has its own",) if taken else ()
+    return Plan(checkpoint, config, jobs, selection.notes + lost)
+
+
+def describe_texts(config: CompressConfig) -> dict[str, str]:
+    """The texts that the settings name, by the setting: name and SHA-256; KQuantError when one cannot be used."""
+    named = {key: str(getattr(config, key)) for key in WORDS}
+    return {key: describe_source(name, WORDS[key][0]) for key, name in named.items() if name not in WORDS[key]}
+
+
+def default_output(checkpoint: Checkpoint, config: CompressConfig) -> Path:
+    """`bundles/<model>-<encoder>-<bits>bit`, or `-<K>levels`."""
+    model = checkpoint.name.rstrip("/").rpartition("/")[2] or "model"
+    size = f"{config.bits}bit" if config.levels is None else f"{config.levels}levels"
+    return Path("bundles") / f"{model}-{config.encoder}-{size}"

@@ -1,0 +1,221 @@
+"""What a run finds out of the model before it encodes: channel scales, and levels where the bits are an average.
+
+Both need the model to run once (calibration/) or a few times (allocation/), on random tokens or on a text. What is
+measured is kept in small files beside the bundle (`<name>.stats.safetensors`, `<name>.sensitivity.json`), so that a
+run that goes on, or another at other bits, need not measure it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kquant_cli.allocation import LEVELS, AllocationPlan, plan_levels
+from kquant_cli.calibration import (
+    InputGroup,
+    Scale,
+    StatisticsUnavailable,
+    column_energy,
+    load_or_collect,
+    searched_scale,
+    statistics_path,
+    white_error_scale,
+)
+from kquant_cli.checkpoint import Checkpoint, Matrix
+from kquant_cli.compress.plan import Job, Plan
+from kquant_cli.config import EncoderConfig
+from kquant_cli.encoders import encode
+from kquant_cli.encoders.annealed import searched_errors
+from kquant_cli.errors import KQuantError
+
+WHITE = ("annealed", "greedy")  # encoders whose rotations spread the error evenly over the channels
+SAMPLED_ROWS = 64  # of each matrix that other encoders try a channel scale on
+
+Stage = Callable[[str, int, int], None]  # (what, done, in all)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The plan with nothing left open, and what was measured for it."""
+
+    plan: Plan
+    scales: Mapping[str, Tensor]  # the channel scale (in_features,) by the matrix's name
+    statistics: dict[str, Any]  # for the manifest
+    allocation: AllocationPlan | None
+
+    def digest(self) -> str:
+        """A hash of all that matrices are encoded with beside the settings: channel scales, and levels allotted."""
+        digest = sha256()
+        for job in self.plan.jobs:
+            digest.update(f"{job.matrix.name} {job.config.level_count} {job.scale_owner}\n".encode())
+            if (scale := self.scales.get(job.matrix.name)) is not None:
+                digest.update(scale.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def prepare(
+    plan: Plan,
+    out: Path,
+    content: str,
+    *,
+    device: torch.device | str,
+    stage: Stage = lambda _what, _done, _all: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Prepared:
+    """Measure what `plan` leaves open for the bundle `out`; `content`: the hash of the checkpoint.
+
+    Raises
+    ------
+    KQuantError
+        A text cannot be used, the model cannot be run for sensitivities, or the average of bits is too small.
+    """
+    plan, scales, facts = _with_scales(plan, out, content, device, stage, say)
+    if not any(job.config.is_average for job in plan.jobs):
+        return Prepared(plan, scales, facts, None)
+    allocation = _allocate(plan, scales, out, content, device, stage, say)
+    levels = allocation.levels()
+    jobs = (
+        replace(job, config=job.config.model_copy(update={"levels": levels[job.matrix.name]}))
+        if job.matrix.name in levels
+        else job
+        for job in plan.jobs
+    )
+    return Prepared(replace(plan, jobs=tuple(jobs)), scales, facts, allocation)
+
+
+def _with_scales(
+    plan: Plan, out: Path, content: str, device: torch.device | str, stage: Stage, say: Callable[[str], None]
+) -> tuple[Plan, dict[str, Tensor], dict[str, Any]]:
+    """The jobs with the modules that keep their channel scales, the scales, and what the manifest says of them."""
+    config, jobs = plan.config, {job.matrix.name: job for job in plan.jobs}
+    plan = replace(plan, scales_known=True)
+    if config.stats == "none":
+        return plan, {}, {"source": "none"}
+    try:
+        statistics = load_or_collect(
+            plan.checkpoint,
+            list(jobs),
+            config.stats,
+            seed=config.seed,
+            device=device,
+            file=statistics_path(out),
+            fingerprint=content,
+            progress=lambda done, total: stage("statistics of the layers' inputs", done, total),
+            say=say,
+        )
+    except StatisticsUnavailable as reason:
+        note = f"no channel scaling, which costs quality: {reason}"
+        say(f"warning: {note}")
+        return replace(plan, notes=(*plan.notes, note)), {}, {"source": "none"}
+    scales: dict[str, Tensor] = {}
+    groups = []
+    for group in statistics.groups:
+        found = _group_scale(plan.checkpoint, [jobs[name] for name in group.members], group, device)
+        facts: dict[str, Any] = {"members": list(group.members), "loss": found.loss, "exponents": [found.a, found.b]}
+        groups.append(facts)
+        if found.loss < 1:
+            scales |= dict.fromkeys(group.members, found.d.half())
+            for name in group.members:
+                owner = name if config.on_no_convergence == "keep" else group.members[0]  # a kept one stores nothing
+                jobs[name] = replace(jobs[name], scale_owner=owner)
+    for note in statistics.notes:
+        say(f"note: {note}")
+    plan = replace(plan, jobs=tuple(jobs.values()), notes=(*plan.notes, *statistics.notes))
+    return plan, scales, {"source": statistics.source, "tokens": statistics.tokens, "groups": groups}
+
+
+def _group_scale(checkpoint: Checkpoint, jobs: Sequence[Job], group: InputGroup, device: torch.device | str) -> Scale:
+    """The channel scale of the layers `jobs`, which share an input."""
+    energy = column_energy(_weight(checkpoint, job.matrix) for job in jobs)
+    if all(job.config.encoder in WHITE for job in jobs):
+        return white_error_scale(energy, group.second_moments)
+    samples = [_weight(checkpoint, job.matrix) for job in jobs]
+    samples = [weight[:: -(-len(weight) // SAMPLED_ROWS)].float().to(device) for weight in samples]
+    moments = group.second_moments.to(device)
+    configs = [_whole(job.config) for job in jobs]
+
+    def loss(d: Tensor) -> float:
+        """sum_j m_j |e_j|^2 of the sampled rows, really encoded."""
+        total = 0.0
+        for weight, config in zip(samples, configs, strict=True):
+            error = encode(weight, config, d).decode() - weight
+            total += float(error.double().square().sum(dim=0) @ moments.double())
+        return total
+
+    return searched_scale(energy, group.second_moments, loss)
+
+
+def _allocate(
+    plan: Plan,
+    scales: Mapping[str, Tensor],
+    out: Path,
+    content: str,
+    device: torch.device | str,
+    stage: Stage,
+    say: Callable[[str], None],
+) -> AllocationPlan:
+    """The level counts of all matrices within the average; those of a rule with bits or levels of its own stay."""
+    from kquant_cli.calibration.lazy_model import quiet  # noqa: PLC0415
+    from kquant_cli.calibration.sensitivity_cache import load_or_measure  # noqa: PLC0415 - imports transformers
+
+    config = plan.config
+    jobs = {job.matrix.name: job for job in plan.jobs}
+    matrices = [job.matrix for job in plan.jobs]
+    digest = sha256(f"{content} {config.seed} {torch.device(device).type}".encode())
+    for matrix in matrices:
+        digest.update(f"\n{matrix.name}\n".encode())
+        if matrix.name in scales:
+            digest.update(scales[matrix.name].cpu().numpy().tobytes())
+    with quiet():
+        sensitivities = load_or_measure(
+            plan.checkpoint,
+            matrices,
+            config.sensitivity,
+            file=out.with_name(out.name + ".sensitivity.json"),
+            fingerprint=digest.hexdigest(),
+            seed=config.seed,
+            device=device,
+            channel_scales={name: scale.float() for name, scale in scales.items()},
+            progress=lambda _name, done, total: stage("sensitivities of the layers", done, total),
+            say=lambda note: say(f"note: {note}"),
+        )
+
+    def nbytes(matrix: Matrix, levels: int) -> int:
+        job = jobs[matrix.name]
+        return replace(job, config=job.config.model_copy(update={"levels": levels})).nbytes
+
+    def possible(matrix: Matrix) -> tuple[int, ...]:
+        own = jobs[matrix.name].config
+        return tuple(k for k in LEVELS if not own.unfit(k)) if own.is_average else (own.level_count,)
+
+    errors, source = searched_errors(config.effort), config.sensitivity
+    try:
+        return plan_levels(
+            matrices, sensitivities, float(config.bits), nbytes, source=source, levels=possible, table=errors
+        )
+    except ValueError as error:
+        raise KQuantError(
+            f"`bits` is {config.bits}, which is less than the fewest levels, with their codebooks and scales, take "
+            f"(rules for layers are kept); give more"
+        ) from error
+
+
+def _weight(checkpoint: Checkpoint, matrix: Matrix) -> Tensor:
+    """The weight (out_features, in_features)."""
+    weight = checkpoint.read(matrix.tensor)
+    return weight.T if matrix.transposed else weight
+
+
+def _whole(config: EncoderConfig) -> EncoderConfig:
+    """The settings with a level count, the nearest where they have only an average."""
+    if not config.is_average:
+        return config
+    possible = (levels for levels in LEVELS if not config.unfit(levels))
+    return config.model_copy(update={"levels": min(possible, key=lambda levels: abs(log2(levels) - config.bits))})

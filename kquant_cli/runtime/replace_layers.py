@@ -1,0 +1,120 @@
+"""Puts layers that run from codes into a model without weights, after comparing config, files and model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from kquant_cli.bundle import read_layouts, require_tensors, require_version
+from kquant_cli.encoded import Layout
+from kquant_cli.errors import KQuantError
+from kquant_cli.files.tensorfile import TensorInfo, read_header, read_tensor
+from kquant_cli.runtime.linear import KashinLinear
+from kquant_cli.runtime.parameter_names import (
+    CannotRunFromCodesError,
+    find_places,
+    require_linear,
+    require_same_places,
+)
+
+CHANNEL_SCALE = "weight_channel_scale"
+
+
+def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Replace, in `model` (on the meta device), every module that the bundle has encoded; the rest stays as it is.
+
+    `config` is the bundle's quantization_config and `files` its shards. Returns the layouts as JSON, by module of the
+    model: what config.json has to say when the model is saved. Encoded matrices that the model has no place for (a
+    head that it lacks) are left to transformers, which names them.
+
+    Raises
+    ------
+    KQuantError
+        Format, config, tensors and model do not fit each other; CannotRunFromCodesError where they do, but a matrix is
+        no linear layer's in this model.
+    """
+    folder = files[0].parent
+    require_version(config["format_version"], folder)
+    if other := [file.name for file in files if file.suffix != ".safetensors"]:
+        raise KQuantError(f"{folder / other[0]}: a bundle's tensors are in safetensors files; make the bundle again")
+    layouts = read_layouts(folder, config)
+    infos: dict[str, TensorInfo] = {name: info for file in files for name, info in read_header(file).items()}
+    require_tensors(folder, infos, layouts)
+    places = find_places(model, layouts)
+    modules = {place.on_disk: place.module for place in places}
+    shared: dict[tuple[Any, ...], KashinLinear] = {}
+    scales: dict[str, torch.Tensor] = {}
+    for place in places:
+        layout = layouts[place.on_disk]
+        _require_supported(place.on_disk, layout)
+        old: Any = require_linear(model, place, layout)
+        dtypes = {suffix: infos[f"{place.on_disk}.{suffix}"].dtype for suffix in layout.tensor_shapes()}
+        layer = KashinLinear(layout, old.bias, dtypes, device="meta")
+        if (owner := layout.channel_scale_from) is not None:
+            if owner not in scales:
+                with torch.device("cpu"):  # transformers builds models under the meta device
+                    scales[owner] = read_tensor(infos[f"{owner}.{CHANNEL_SCALE}"])
+            layer.channel_scale = [scales[owner]]
+        model.set_submodule(place.module, layer)
+        _share_coordinates(layer, place.module, owner or place.on_disk, shared)
+    require_same_places(model, places, layouts)
+    return {place.module: _renamed(layouts[place.on_disk], modules).to_dict() for place in places}
+
+
+def kashin_layers(model: nn.Module) -> Iterator[tuple[str, KashinLinear]]:
+    """The layers that run from codes, with their names."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, KashinLinear))
+
+
+def make_dense(model: Any, dtype: torch.dtype | None) -> Any:
+    """`model` with every layer decoded into the module that it replaced, in `dtype` or the source's, in place."""
+    for name, layer in list(kashin_layers(model)):
+        layout = layer.layout
+        weight = layer.encoded().decode(dtype or getattr(torch, layout.dtype))
+        with torch.device("meta"):
+            dense: Any = (
+                Conv1D(layer.out_features, layer.in_features)
+                if layout.transposed
+                else nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            )
+        dense.weight = nn.Parameter((weight.T if layout.transposed else weight).contiguous(), requires_grad=False)
+        dense.bias = layer.bias
+        model.set_submodule(name, dense)
+    return model
+
+
+def _require_supported(name: str, layout: Layout) -> None:
+    """A scale within a row can be taken into a product only where no basis mixes the row's columns."""
+    right = layout.frame.right_u is not None or layout.frame.right_v is not None
+    left = layout.frame.left_u is not None or layout.frame.left_v is not None
+    if layout.scale is not None and layout.scale[1] > 1 and (right or left):
+        raise CannotRunFromCodesError(
+            f"the encoded matrix {name!r} has scales of groups of columns in a frame of bases, which do not run from "
+            f"codes; decode it with `kquant decompress`"
+        )
+
+
+def _share_coordinates(
+    layer: KashinLinear, module: str, scale: str, shared: dict[tuple[Any, ...], KashinLinear]
+) -> None:
+    """Have the layers of one parent that may read one input compute its coordinates once."""
+    frame, layout = layer.layout.frame, layer.layout
+    if frame.right_u is None and frame.right_v is None and not layout.channel_scale:
+        return  # nothing to compute
+    parent = module.rpartition(".")[0]
+    key = (parent, layer.in_features, frame.right_u, frame.right_v, layout.columns, layout.channel_scale and scale)
+    first = shared.setdefault(key, layer)
+    if first is not layer:
+        first.coordinates.readers += 1
+        layer.coordinates = first.coordinates
+
+
+def _renamed(layout: Layout, modules: Mapping[str, str]) -> Layout:
+    owner = layout.channel_scale_from
+    return layout if owner is None else replace(layout, channel_scale_from=modules[owner])

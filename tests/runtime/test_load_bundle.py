@@ -1,0 +1,307 @@
+"""Whole models from their codes against their dense twins, by our `load` and by transformers' own `from_pretrained`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from small_bundles import bundle_of, compress, logits, relative, twin_of
+from torch import nn
+
+import kquant_cli
+from kquant_cli.errors import KQuantError
+from kquant_cli.runtime import KashinLinear, load, load_model
+from kquant_cli.runtime.parameter_names import CannotRunFromCodesError
+from kquant_cli.runtime.replace_layers import kashin_layers
+
+CAUSAL = ["opt", "opt_projected", "gpt2", "gpt_neox", "llama", "qwen3", "gemma"]
+CLASSIFIERS = ["bert_classifier", "roberta_classifier"]
+FAST = {"encoder": "annealed", "bits": 4}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that no test changes: 4 bits, with channel scales that q, k and v, gate and up share."""
+    return bundle_of("llama", tmp_path_factory.mktemp("codes"), stats="random")
+
+
+def copy_of(bundle: Path, to: Path) -> Path:
+    """Another folder with the same files but the manifest: a changed bundle is to be refused for its tensors."""
+    to.mkdir()
+    for file in bundle.iterdir():
+        if file.is_file() and file.name != "kquant.json":
+            (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+@pytest.mark.parametrize("arch", CAUSAL)
+def test_causal_models(arch: str, tmp_path: Path) -> None:
+    bundle = bundle_of(arch, tmp_path)
+    model = load(bundle, dtype="float32")
+    assert sum(1 for _ in kashin_layers(model)) == len(
+        json.loads((bundle / "config.json").read_text())["quantization_config"]["modules"]
+    )
+    assert not [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "layers." in n]
+    expected = logits(twin_of(bundle, "AutoModelForCausalLM"))
+    assert relative(logits(model), expected) < 1e-5
+    through_transformers = transformers.AutoModelForCausalLM.from_pretrained(bundle, dtype=torch.float32)
+    assert torch.equal(logits(through_transformers), logits(model))
+
+
+@pytest.mark.parametrize("arch", CLASSIFIERS)
+def test_classifiers(arch: str, tmp_path: Path) -> None:
+    bundle = bundle_of(arch, tmp_path)
+    model = load(bundle, "sequence-classification", dtype="float32")
+    expected = logits(twin_of(bundle, "AutoModelForSequenceClassification"))
+    assert relative(logits(model), expected) < 1e-5
+    if arch == "roberta_classifier":  # has no pooler, which transformers' bare model wants
+        with pytest.raises(KQuantError, match=r"lacks tensors that RobertaModel needs \(pooler"):
+            load(bundle, "encoder")
+        return
+    encoder: Any = load(bundle, "encoder", dtype="float32")
+    twin = twin_of(bundle, "AutoModel")
+    with torch.no_grad():
+        found, dense = (m(tiny_models.tokens()).last_hidden_state for m in (encoder, twin))
+    assert relative(found, dense) < 1e-5
+
+
+WIDTHS = [("annealed", 2), ("annealed", 3), ("annealed", 4), ("annealed", 8), ("annealed", 3.585), ("greedy", 2)]
+WIDTHS += [("greedy", 3), ("greedy", 4), ("kmeans", 2), ("kmeans", 4), ("uniform", 2), ("uniform", 4), ("uniform", 8)]
+
+
+@pytest.mark.parametrize("arch", ["opt", "llama", "gpt2", "bert_classifier"])
+@pytest.mark.parametrize(("encoder", "bits"), WIDTHS)
+def test_every_encoder_and_bit_width(arch: str, bits: float, encoder: str, tmp_path: Path) -> None:
+    auto_class = tiny_models.ARCHITECTURES[arch].auto_class
+    task = "causal-lm" if "Causal" in auto_class else "sequence-classification"
+    settings: dict[str, Any] = {"group_size": 16} if encoder == "uniform" else {}
+    settings |= {"levels": 12} if bits == 3.585 else {"bits": bits}
+    bundle = bundle_of(arch, tmp_path, encoder=encoder, **settings)
+    expected = logits(twin_of(bundle, auto_class))
+    assert relative(logits(load(bundle, task, dtype="float32")), expected) < 1e-5
+
+
+def test_channel_scales_are_shared(llama: Path) -> None:
+    modules = json.loads((llama / "config.json").read_text())["quantization_config"]["modules"]
+    assert any("channel_scale_from" in layout for layout in modules.values())
+    model: Any = load(llama, dtype="float32")
+    attention = model.model.layers[0].self_attn
+    assert attention.q_proj.coordinates is attention.k_proj.coordinates is attention.v_proj.coordinates
+    assert attention.q_proj.coordinates.readers == 3
+    assert attention.o_proj.coordinates is not attention.q_proj.coordinates
+    assert relative(logits(model), logits(twin_of(llama, "AutoModelForCausalLM"))) < 1e-5
+
+
+def test_no_dense_copy_is_held(llama: Path) -> None:
+    for _, layer in kashin_layers(load(llama)):
+        for name, parameter in layer.named_parameters():
+            assert name == "bias" or parameter.numel() < layer.in_features * layer.out_features
+            assert not parameter.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_dtypes(dtype: torch.dtype, llama: Path) -> None:
+    model = load(llama, dtype=dtype)
+    layer = next(layer for _, layer in kashin_layers(model))
+    assert (model.dtype, layer.weight_codebook.dtype) == (dtype, torch.float32)
+    expected = logits(twin_of(llama, "AutoModelForCausalLM", dtype))
+    assert relative(logits(model), expected) < {torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
+    assert relative(logits(model.to(torch.float32)), logits(twin_of(llama, "AutoModelForCausalLM"))) < 0.1
+    with pytest.raises(ValueError, match="not supported for quantized model"):
+        model.half()
+
+
+@pytest.mark.parametrize("arch", ["opt", "gpt2", "llama", "bert_classifier"])
+def test_save_pretrained_round_trips(arch: str, tmp_path: Path) -> None:
+    bundle = bundle_of(arch, tmp_path, stats="random")
+    auto = getattr(transformers, tiny_models.ARCHITECTURES[arch].auto_class)
+    model = auto.from_pretrained(bundle)
+    model.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
+    again = auto.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(again), logits(model))
+    saved = {k: v for f in (tmp_path / "saved").glob("*.safetensors") for k, v in load_file(f).items()}
+    codes = [name for name in saved if name.endswith("weight_codes")]
+    assert len(codes) == sum(1 for _ in kashin_layers(model))
+    assert all(saved[name].dtype == torch.uint8 for name in codes)
+    assert (
+        relative(
+            logits(load_model(tmp_path / "saved", auto_class=auto.__name__, device="cpu").model),
+            logits(model.to(torch.float32)),
+        )
+        < 1e-5
+    )
+
+
+def test_generate(llama: Path) -> None:
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    tokens = tiny_models.tokens(1, 4)
+    found = load(llama, dtype="float32").generate(tokens, **settings)
+    assert torch.equal(found, twin_of(llama, "AutoModelForCausalLM").generate(tokens, **settings))
+
+
+def test_dequantize_gives_the_twin(tmp_path: Path) -> None:
+    for arch in ("llama", "gpt2"):
+        bundle = bundle_of(arch, tmp_path / arch)
+        model = load(bundle, dtype="float32")
+        model.dequantize()
+        assert not list(kashin_layers(model))
+        assert relative(logits(model), logits(twin_of(bundle, "AutoModelForCausalLM"))) < 1e-6
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_device_maps(place: str, llama: Path, tmp_path: Path) -> None:
+    device_map = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": place, "model.norm": "cpu",
+                  "model.rotary_emb": "cpu", "lm_head": "cpu"}  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        llama, device_map=device_map, dtype=torch.float32, offload_folder=tmp_path / "offload"
+    )
+    layer: Any = model.get_submodule("model.layers.1.mlp.up_proj")
+    assert layer.weight_codes.device.type == ("meta" if place == "disk" else "cpu")
+    assert torch.equal(logits(model), logits(load(llama, dtype="float32")))
+    assert torch.equal(logits(load(llama, device_map="auto", dtype="float32")), logits(load(llama, dtype="float32")))
+
+
+def test_shards(tmp_path: Path) -> None:
+    source = tiny_models.make("llama", tmp_path / "source", max_shard_size="20KB")
+    bundle = compress(source, tmp_path / "bundle")
+    assert relative(logits(load(bundle, dtype="float32")), logits(twin_of(bundle, "AutoModelForCausalLM"))) < 1e-5
+
+
+def test_an_id_on_the_hub(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle in the hub's cache, as a download leaves it, is found by its id without a network."""
+    snapshot = tmp_path / "hub/models--somebody--codes/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    for file in llama.iterdir():
+        if file.is_file():
+            (snapshot / file.name).write_bytes(file.read_bytes())
+    refs = tmp_path / "hub/models--somebody--codes/refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = load("somebody/codes", dtype="float32")
+    assert torch.equal(logits(model), logits(load(llama, dtype="float32")))
+
+
+def test_fused_experts_are_a_named_refusal_and_evaluation_decodes_them(tmp_path: Path) -> None:
+    bundle = bundle_of("mixtral", tmp_path)
+    with pytest.raises(CannotRunFromCodesError, match="which transformers fuses from several: MixtralForCausalLM"):
+        load(bundle)
+    loaded = load_model(bundle, device="cpu")
+    assert "fuses" in loaded.decoded
+    assert torch.equal(logits(loaded.model), logits(twin_of(bundle, "AutoModelForCausalLM")))
+
+
+def test_an_encoded_embedding_is_a_named_refusal(tmp_path: Path) -> None:
+    bundle = bundle_of("llama", tmp_path, include=["model.embed_tokens"])
+    with pytest.raises(CannotRunFromCodesError, match=r"'model.embed_tokens' is the weight of a Embedding"):
+        load(bundle)
+
+
+def test_an_encoded_head_runs_and_may_be_left_out(tmp_path: Path) -> None:
+    bundle = bundle_of("llama", tmp_path, include=["lm_head"])
+    model: Any = load(bundle, dtype="float32")
+    assert isinstance(model.lm_head, KashinLinear)
+    assert relative(logits(model), logits(twin_of(bundle, "AutoModelForCausalLM"))) < 1e-5
+    assert not hasattr(load(bundle, "encoder"), "lm_head")
+
+
+def damage(bundle: Path, change: Any) -> Path:
+    tensors = load_file(bundle / "model-00001-of-00001.safetensors")
+    config = json.loads((bundle / "config.json").read_text())
+    change(tensors, config["quantization_config"])
+    (bundle / "config.json").write_text(json.dumps(config))
+    save_file(tensors, bundle / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    index = json.loads((bundle / "model.safetensors.index.json").read_text())
+    index["weight_map"] = dict.fromkeys(tensors, "model-00001-of-00001.safetensors")
+    (bundle / "model.safetensors.index.json").write_text(json.dumps(index))
+    return bundle
+
+
+NAME = "model.layers.0.mlp.down_proj"
+DAMAGES = {
+    "no codebook": (
+        lambda t, q: t.pop(f"{NAME}.weight_codebook"),
+        r"expected the tensor .*down_proj.weight_codebook of shape \[16, 2\], found none",
+    ),
+    "codes of another shape": (
+        lambda t, q: t.update({f"{NAME}.weight_codes": t[f"{NAME}.weight_codes"][:-1].clone()}),
+        r"expected the tensor .*down_proj.weight_codes",
+    ),
+    "codes of another type": (  # of which the loops would read the first bytes
+        lambda t, q: t.update({f"{NAME}.weight_codes": t[f"{NAME}.weight_codes"].int()}),
+        r"down_proj.weight_codes is int32, expected uint8",
+    ),
+    "a codebook of integers": (
+        lambda t, q: t.update({f"{NAME}.weight_codebook": t[f"{NAME}.weight_codebook"].int()}),
+        r"down_proj.weight_codebook is int32, expected a floating-point type",
+    ),
+    "not named": (lambda t, q: q["modules"].pop(NAME), r"does not say how the stored .*down_proj.weight_codes"),
+    "newer": (lambda t, q: q.update(format_version=99, more=1), "has format 99, this kquant reads format 2; upgrade"),
+    "no module list": (lambda t, q: q.pop("modules"), "quantization_config has no modules"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_does_not_fit_is_refused_before_loading(name: str, llama: Path, tmp_path: Path) -> None:
+    change, sentence = DAMAGES[name]
+    bundle = damage(copy_of(llama, tmp_path / "damaged"), change)
+    for loading in (load, transformers.AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(KQuantError, match=sentence):
+            loading(bundle)
+
+
+def test_a_model_of_other_sizes_is_refused(llama: Path, tmp_path: Path) -> None:
+    bundle = copy_of(llama, tmp_path / "other")
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    with pytest.raises(KQuantError, match=r"has the shape \[32, 64\], where the model of config.json has a Linear of"):
+        load(bundle)
+
+
+def test_what_is_no_bundle_is_refused(tiny_llama: Path, llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(KQuantError, match="is not a kquant bundle"):
+        load(tiny_llama)
+    with pytest.raises(KQuantError, match="unknown task 'causal': did you mean 'causal-lm'"):
+        load(llama, "causal")
+    with pytest.raises(KQuantError, match="dtype 'float61' is not known: use auto, float32"):
+        load(llama, dtype="float61")
+    changed = Path(str(tmp_path / "changed"))
+    copy_of(llama, changed)
+    (changed / "kquant.json").write_bytes((llama / "kquant.json").read_bytes())
+    (changed / "generation_config.json").write_text("{}")
+    with pytest.raises(KQuantError, match=r"generation_config\.json: "):
+        load(changed)
+    with pytest.raises(ValueError, match="pre-quantized"):
+        from kquant_cli.runtime.quantizer import KashinConfig
+
+        transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, quantization_config=KashinConfig())
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "import kquant_cli; assert not {'torch', 'transformers'} & set(sys.modules)\nimport transformers",
+        "import transformers; from transformers.quantizers import auto\nimport kquant_cli",
+        "from kquant_cli import load\nimport transformers",
+    ],
+)
+def test_the_quantiser_is_registered_in_either_order(lines: str, llama: Path) -> None:
+    program = f"import sys\n{lines}\nm = transformers.AutoModelForCausalLM.from_pretrained({str(llama)!r})\n"
+    program += "print(type(m.model.layers[0].mlp.up_proj).__name__)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "KashinLinear", run.stderr
+
+
+def test_public_names() -> None:
+    assert kquant_cli.load is load
+    assert kquant_cli.KashinLinear is KashinLinear
