@@ -1,7 +1,7 @@
 """Finished matrices on their way into a bundle: durable one by one, so that an interrupted run goes on where it was.
 
-The run's part folder (output_folder.py) has, for each finished matrix, `matrices/<n>.safetensors` and then
-`matrices/<n>.json` (name, layout, record), which says that the former is complete. A damaged pair counts as not finished.
+The run's part folder (output_folder.py) has, for each finished matrix, `matrices/<n>.safetensors` and then the entry
+`matrices/<n>.json` (name, layout, record), which says that the former is complete. A damaged pair counts as unfinished.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which modules of a transformers model multiply their input with which matrices on disk.
 
-A module's parameter knows the tensors on disk that it is made from (lazy_tensor.py): no table of names is needed. That a
+A module's parameter knows the tensors on disk that it is made of (lazy_tensor.py): no table of names is needed. That a
 matrix multiplies its module's input is certain where it is the whole weight of a Linear, or of GPT-2's Conv1D. One that
 is part of a parameter (a fused expert), or lies in a module of another kind, must not be square, and the module's input
 must have its in_features: so it is for experts' first projections, not for their last, whose inputs stay inside.

@@ -8,7 +8,7 @@ import tiny_text_models
 import torch
 from torch.nn.functional import log_softmax
 
-from kquant_cli.allocation import sensitivity
+from kquant_cli.calibration import sensitivity
 from kquant_cli.calibration.noise import noise
 from kquant_cli.calibration.sensitivity import DRAWS, EPS, measure_sensitivity
 from kquant_cli.checkpoint import Checkpoint, Matrix, open_checkpoint, select_matrices

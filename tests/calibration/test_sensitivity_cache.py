@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kquant_cli.allocation import cache
+from kquant_cli.calibration import sensitivity_cache
 from kquant_cli.calibration.sensitivity_cache import load_or_measure
 from kquant_cli.checkpoint import Checkpoint, Matrix
 from kquant_cli.errors import KQuantError
@@ -27,7 +27,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
         options["say"]("a note")
         return {m.name: 0.1 + i for i, m in enumerate(matrices)}
 
-    monkeypatch.setattr(cache, "measure_sensitivity", measure)
+    monkeypatch.setattr(sensitivity_cache, "measure_sensitivity", measure)
 
     def run(
         matrices: Any = MATRICES, source: str = "data-free", **options: Any

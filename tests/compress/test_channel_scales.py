@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from whole_runs import assert_decodes, compress, encoded_bits, hashes, impose_scales, scales
 
-from kquant_cli.calibration import InputStatistics, cache, statistics_path
+from kquant_cli.calibration import InputStatistics, moments_cache, statistics_path
 from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.compress import pipeline
 from kquant_cli.compress.plan import make_plan
@@ -121,7 +121,9 @@ def test_none_stores_and_measures_none(tiny_llama, tmp_path):
 def count_collections(monkeypatch):
     calls = []
     collect = cache.collect
-    monkeypatch.setattr(cache, "collect", lambda *args, **options: calls.append(args) or collect(*args, **options))
+    monkeypatch.setattr(
+        moments_cache, "collect", lambda *args, **options: calls.append(args) or collect(*args, **options)
+    )
     return calls
 
 

@@ -2,7 +2,7 @@
 
     w_k = exp(-beta |(t, s) - C_k|^2),    mean = sum_k values_k w_k / sum_k w_k
 
-On a GPU one fused kernel does it with the extrapolation (soft_assignment_triton.py): four numbers read and two written a
+On a GPU one fused kernel does it and the extrapolation (soft_assignment_triton.py): four numbers read, two written a
 position. Here is the same in torch: a few passes over memory for every point.
 """
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from kquant_cli.encoders.annealed import sweeps
+from kquant_cli.encoders.annealed import annealing
 from kquant_cli.encoders.annealed.annealing import Coupling, Sweeps, anneal, moving_positions, nearest_codes
 from kquant_cli.encoders.annealed.schedule import find_schedule, points
 from kquant_cli.native import library
@@ -32,12 +32,12 @@ def dense_q(size):
 
 
 def by_torch(x, size, drive):
-    codes, sums = sweeps._anneal_torch(x, coupling_of(size), drive)
+    codes, sums = annealing._anneal_torch(x, coupling_of(size), drive)
     return codes.numpy(), sums.numpy() / x.numel()
 
 
 def by_loops(x, size, drive):
-    codes, trace = sweeps._anneal_compiled(library("anneal"), x, coupling_of(size), drive)
+    codes, trace = annealing._anneal_compiled(library("anneal"), x, coupling_of(size), drive)
     return codes.numpy(), trace.numpy()
 
 
@@ -150,10 +150,10 @@ def test_the_codes_of_a_row_are_its_own(rows):
 
 
 def test_the_torch_codes_of_a_row_are_its_own(monkeypatch):
-    monkeypatch.setattr(sweeps, "library", lambda name: None)
+    monkeypatch.setattr(annealing, "library", lambda name: None)
     x, drive = reference.gaussian(70, 96), drive_for(5, 96, 10, 3)
     codes, trace = anneal(x, coupling_of(96), drive)
-    monkeypatch.setattr(sweeps, "ELEMENTS", {"cpu": 17 * 96})
+    monkeypatch.setattr(annealing, "ELEMENTS", {"cpu": 17 * 96})
     parts, parts_trace = anneal(x, coupling_of(96), drive)
     assert (codes == parts).float().mean() > 0.99  # products with matrices of other sizes round in another way
     torch.testing.assert_close(parts_trace, trace, rtol=1e-3, atol=0)
@@ -173,8 +173,8 @@ def test_anneal_takes_rows_in_any_layout():
 def test_anneal_takes_the_compiled_loops_where_it_can(monkeypatch):
     """Not for orders of the DCT that are too large for a matrix."""
     called = []
-    monkeypatch.setattr(sweeps, "_anneal_compiled", lambda *args: called.append(args) or (None, None))
-    monkeypatch.setattr(sweeps, "library", lambda name: "loops")
+    monkeypatch.setattr(annealing, "_anneal_compiled", lambda *args: called.append(args) or (None, None))
+    monkeypatch.setattr(annealing, "library", lambda name: "loops")
     anneal(reference.gaussian(2, 96), coupling_of(96), drive_for(4, 96))
     assert len(called) == 1
     codes, _ = anneal(reference.gaussian(2, 1026), coupling_of(1026), drive_for(4, 1026, count=3))
@@ -191,7 +191,7 @@ def test_the_order_of_the_work_does_not_matter(monkeypatch):
     def in_reverse(work, *parts, device):
         return for_each(work, *[tuple(reversed(part)) for part in parts], device=device)
 
-    monkeypatch.setattr(sweeps, "for_each", in_reverse)
+    monkeypatch.setattr(annealing, "for_each", in_reverse)
     again, again_trace = by_loops(x, 64, drive)
     assert (codes == again).all()
     assert (trace == again_trace).all()

@@ -1,0 +1,147 @@
+"""Bundles whose bytes must not change unnoticed: how they are made, and the SHA-256 of their files.
+
+    python tests/compress/reference_bundles.py [--write]
+
+prints the digests as JSON, or keeps them in reference_bundles.json under the key of this environment. Sums of floats
+depend on the processor's vectors and on BLAS, so a digest holds for one torch, one kind of processor and one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+HERE = Path(__file__).parent
+KEPT = HERE / "reference_bundles.json"
+TEXT = "The lighthouse keeper counted ships until the fog came in. " * 40
+FIRST_BLOCK = ["--exclude", "*.layers.[123].*"]
+LAYERS = """
+encoder: greedy
+max_iter: 6
+basis: hadamard
+bits: 3
+on_no_convergence: uniform:4
+layers:
+  - {match: "*fc1", encoder: annealed, effort: fast, levels: 6}
+  - {match: "*.k_proj", encoder: kmeans, restarts: 2, bits: 2}
+  - {match: "*.q_proj", init: peaks, basis: butterfly, basis_count: 2}
+"""
+
+# name: (source, arguments of `kquant compress`)
+CASES: dict[str, tuple[str, list[str]]] = {
+    "annealed": ("demo", ["--effort", "fast", *FIRST_BLOCK]),
+    "annealed-best-without-statistics": ("gpt2", ["--effort", "best", "--stats", "none", "--bits", "2"]),
+    "annealed-output-product": (
+        "demo",
+        ["--effort", "fast", "--side", "output", "--codebook", "product", *FIRST_BLOCK],
+    ),
+    "annealed-average": ("demo", ["--effort", "fast", "--bits", "3.25"]),
+    "annealed-average-on-text": (
+        "demo",
+        ["--effort", "fast", "--bits", "2.5", "--stats", "none", "--sensitivity", "text.txt", *FIRST_BLOCK],
+    ),
+    "annealed-levels": ("llama", ["--levels", "12", "--seed", "3", "--stats", "text.txt", "--include", "lm_head"]),
+    "greedy": (
+        "demo",
+        ["--encoder", "greedy", "--basis", "butterfly", "--max-iter", "10", "--bits", "2", *FIRST_BLOCK],
+    ),
+    "greedy-rows": (
+        "gpt2",
+        ["--encoder", "greedy", "--form", "vector", "--rule", "alternating", "--basis", "qr", "--stats", "none"],
+    ),
+    "uniform": ("demo", ["--encoder", "uniform", *FIRST_BLOCK]),
+    "uniform-range": ("llama", ["--encoder", "uniform", "--group-size", "0", "--levels", "5", "--stats", "none"]),
+    "kmeans": ("demo", ["--encoder", "kmeans", "--bits", "3", "--restarts", "2", *FIRST_BLOCK]),
+    "kmeans-peaks": ("bert_classifier", ["--encoder", "kmeans", "--init", "peaks", "--bits", "2", "--stats", "none"]),
+    "rules": ("demo", ["--config", "layers.yaml", *FIRST_BLOCK]),
+    "experts": ("mixtral", ["--effort", "fast", "--bits", "3"]),
+    "roberta": ("roberta", ["--effort", "fast"]),
+}
+
+
+def digests(folder: Path) -> dict[str, dict[str, str]]:
+    """Make every bundle in `folder`; SHA-256 by case and file, of kquant.json without its versions."""
+    sys.path.insert(0, str(HERE.parent))
+    import tiny_models
+
+    from kquant_cli.cli import main
+    from kquant_cli.demo import demo_model_path
+
+    os.chdir(folder)
+    Path("text.txt").write_text(TEXT, encoding="utf-8")
+    Path("layers.yaml").write_text(LAYERS, encoding="utf-8")
+    found = {}
+    for case, (source, arguments) in CASES.items():
+        path = demo_model_path() if source == "demo" else Path("sources") / source
+        if source != "demo" and not path.exists():
+            tiny_models.make(source, path)
+        if source == "llama" and not (path / "tokenizer.json").exists():
+            tiny_tokenizer(path)
+        main_quietly(main, ["compress", str(path), "-o", case, "--device", "cpu", *arguments])
+        found[case] = {file.name: digest(file) for file in sorted(Path(case).iterdir()) if file.name != "run.json"}
+    return found
+
+
+def tiny_tokenizer(folder: Path) -> None:
+    """A tokenizer of single letters, so that a text can be read."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {chr(32 + i): i for i in range(96)}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=" ").save_pretrained(folder)
+
+
+def main_quietly(main: object, arguments: list[str]) -> None:
+    """Run the command; its output, and its exit where that is 0, are of no interest."""
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        if stop.code:
+            raise
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file; of kquant.json what does not depend on the versions."""
+    content = file.read_bytes()
+    if file.name == "kquant.json":
+        values = json.loads(content)
+        del values["versions"]
+        content = json.dumps(values, indent=1).encode()
+    return sha256(content).hexdigest()
+
+
+def environment() -> str:
+    """What the digests depend on beside the code."""
+    import torch
+    import transformers
+
+    from kquant_cli.native import library
+
+    loops = "compiled" if library("anneal") is not None else "torch"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {capability}, {loops} loops, transformers {transformers.__version__}"
+
+
+def report() -> dict[str, dict[str, dict[str, str]]]:
+    """The digests of all cases, by environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path.cwd()
+        try:
+            return {environment(): digests(Path(folder))}
+        finally:
+            os.chdir(here)
+
+
+if __name__ == "__main__":
+    result = report()
+    if "--write" in sys.argv:
+        kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+        KEPT.write_text(json.dumps(kept | result, indent=1) + "\n")
+    else:
+        json.dump(result, sys.stdout)
