@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 KEPT = HERE / "reference_bundles.json"
 TEXT = "The lighthouse keeper counted ships until the fog came in. " * 40
-FIRST_BLOCK = ["--exclude", "*.layers.[123].*"]
+FIRST = ["--exclude", "*.layers.[123].*"]  # blocks but the first stay dense
 LAYERS = """
 encoder: greedy
 max_iter: 6
@@ -33,31 +33,31 @@ layers:
 
 # name: (source, arguments of `kquant compress`)
 CASES: dict[str, tuple[str, list[str]]] = {
-    "annealed": ("demo", ["--effort", "fast", *FIRST_BLOCK]),
+    "annealed": ("demo", ["--effort", "fast", *FIRST]),
     "annealed-best-without-statistics": ("gpt2", ["--effort", "best", "--stats", "none", "--bits", "2"]),
     "annealed-output-product": (
         "demo",
-        ["--effort", "fast", "--side", "output", "--codebook", "product", *FIRST_BLOCK],
+        ["--effort", "fast", "--side", "output", "--codebook", "product", *FIRST],
     ),
     "annealed-average": ("demo", ["--effort", "fast", "--bits", "3.25"]),
     "annealed-average-on-text": (
         "demo",
-        ["--effort", "fast", "--bits", "2.5", "--stats", "none", "--sensitivity", "text.txt", *FIRST_BLOCK],
+        ["--effort", "fast", "--bits", "2.5", "--stats", "none", "--sensitivity", "text.txt", *FIRST],
     ),
     "annealed-levels": ("llama", ["--levels", "12", "--seed", "3", "--stats", "text.txt", "--include", "lm_head"]),
     "greedy": (
         "demo",
-        ["--encoder", "greedy", "--basis", "butterfly", "--max-iter", "10", "--bits", "2", *FIRST_BLOCK],
+        ["--encoder", "greedy", "--basis", "butterfly", "--max-iter", "10", "--bits", "2", *FIRST],
     ),
     "greedy-rows": (
         "gpt2",
         ["--encoder", "greedy", "--form", "vector", "--rule", "alternating", "--basis", "qr", "--stats", "none"],
     ),
-    "uniform": ("demo", ["--encoder", "uniform", *FIRST_BLOCK]),
+    "uniform": ("demo", ["--encoder", "uniform", *FIRST]),
     "uniform-range": ("llama", ["--encoder", "uniform", "--group-size", "0", "--levels", "5", "--stats", "none"]),
-    "kmeans": ("demo", ["--encoder", "kmeans", "--bits", "3", "--restarts", "2", *FIRST_BLOCK]),
+    "kmeans": ("demo", ["--encoder", "kmeans", "--bits", "3", "--restarts", "2", *FIRST]),
     "kmeans-peaks": ("bert_classifier", ["--encoder", "kmeans", "--init", "peaks", "--bits", "2", "--stats", "none"]),
-    "rules": ("demo", ["--config", "layers.yaml", *FIRST_BLOCK]),
+    "rules": ("demo", ["--config", "layers.yaml", *FIRST]),
     "experts": ("mixtral", ["--effort", "fast", "--bits", "3"]),
     "roberta": ("roberta", ["--effort", "fast"]),
 }

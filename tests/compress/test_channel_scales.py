@@ -120,7 +120,7 @@ def test_none_stores_and_measures_none(tiny_llama, tmp_path):
 
 def count_collections(monkeypatch):
     calls = []
-    collect = cache.collect
+    collect = moments_cache.collect
     monkeypatch.setattr(
         moments_cache, "collect", lambda *args, **options: calls.append(args) or collect(*args, **options)
     )
