@@ -17,9 +17,7 @@ from itertools import pairwise
 
 import torch
 from pydantic import Field
-from scipy.integrate import quad
-from scipy.special import erf
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from kquant_cli.codebooks import nearest
 from kquant_cli.encoded import EncodedMatrix, Layout, Record
@@ -28,6 +26,7 @@ from kquant_cli.encoders.encoder import Encoder, EncoderSettings
 LARGEST = 15  # the exponent of the largest scale, where scales are relative: below float16's 65504
 SMALLEST = -126  # the exponent of the smallest normal float32
 TENSOR = 2**20  # entries of a tensor with one range, for its expected error
+QUANTILES = 16  # of the largest of the weights that share a scale
 
 
 class UniformSettings(EncoderSettings):
@@ -66,10 +65,10 @@ class Uniform(Encoder[UniformSettings]):
         return EncodedMatrix(layout, codes, codebook, scale=scale, record=record)
 
     def expected_error(self, levels: int, settings: UniformSettings) -> float:
-        """That of Gaussian weights whose largest is what it is on average among those that share a scale."""
+        """That of Gaussian weights."""
         if settings.group_size == 0:
-            return _error_over_range(levels)
-        return _error_in_groups(levels, settings.group_size)
+            return _expected_error(levels, TENSOR, centred=True)
+        return 1 - 2 / math.pi if levels == 2 else _expected_error(levels, settings.group_size, centred=False)
 
 
 def _by_groups(weight: torch.Tensor, levels: int, group_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -104,32 +103,29 @@ def _unit(scale: torch.Tensor) -> float:
 
 
 @cache
-def _error_in_groups(levels: int, group: int) -> float:
-    if levels == 2:
-        return 1 - 2 / math.pi
-    step = 2 * _expected_largest(group) / (levels - 1)
-    return _gaussian_error(tuple(step * (k - levels // 2) for k in range(levels)))
+def _expected_error(levels: int, count: int, centred: bool) -> float:
+    """The relative squared error of `count` Gaussian weights that share a scale, over what the largest may be.
+
+    Levels are centred around zero, or have one below zero more than above.
+    """
+    first = (levels - 1) / 2 if centred else levels // 2
+    shares = ((k + 0.5) / QUANTILES for k in range(QUANTILES))
+    largest = (float(ndtri((1 + share ** (1 / count)) / 2)) for share in shares)
+    errors = (_error_within(m, [2 * m / (levels - 1) * (k - first) for k in range(levels)]) for m in largest)
+    return sum(errors) / QUANTILES
 
 
-@cache
-def _error_over_range(levels: int) -> float:
-    end = _expected_largest(TENSOR)
-    return _gaussian_error(tuple(end * (2 * k / (levels - 1) - 1) for k in range(levels)))
-
-
-def _expected_largest(count: int) -> float:
-    """E max|w| of `count` standard normal numbers: the integral of 1 - P(|w| < t)^count."""
-    return float(quad(lambda t: 1 - erf(t / math.sqrt(2)) ** count, 0, 12, limit=200)[0])
-
-
-def _gaussian_error(points: tuple[float, ...]) -> float:
-    """E (w - nearest point)^2 of a standard normal w, from the moments of each point's interval."""
-    borders = [-math.inf, *((a + b) / 2 for a, b in pairwise(points)), math.inf]
+def _error_within(largest: float, points: list[float]) -> float:
+    """E (w - nearest point)^2 of a standard normal w in [-largest, largest], from the moments of each interval."""
+    borders = [-largest, *((a + b) / 2 for a, b in pairwise(points)), largest]
     total = 0.0
     for point, (low, high) in zip(points, pairwise(borders), strict=True):
-        mass = norm.cdf(high) - norm.cdf(low)
-        first = norm.pdf(low) - norm.pdf(high)
-        second = mass + (low * norm.pdf(low) if math.isfinite(low) else 0.0)
-        second -= high * norm.pdf(high) if math.isfinite(high) else 0.0
+        mass = float(ndtr(high) - ndtr(low))
+        first = _density(low) - _density(high)
+        second = mass + low * _density(low) - high * _density(high)
         total += second - 2 * point * first + point * point * mass
-    return float(total)
+    return total
+
+
+def _density(x: float) -> float:
+    return math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
