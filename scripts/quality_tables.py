@@ -74,7 +74,7 @@ def _with_bits(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
     value = math.exp(statistics.fmean(row["losses"]))
-    return f"{value:.2f} ({row['bits']:.2f})" if value < 1e4 else f"{value:,.0f} ({row['bits']:.2f})"
+    return f"{value:.2f} ({row['bits']:.2f})" if value < 1e4 else f"{value:.1e} ({row['bits']:.2f})"
 
 
 def _losses(found: dict[Any, dict[str, Any]], rate: float, name: str) -> list[float]:
