@@ -36,7 +36,7 @@ def test_blocks_are_those_of_the_results_and_of_the_program():
 def test_the_readme_is_short_and_begins_with_installing():
     text = read("README.md")
     assert len(text.splitlines()) <= 200
-    assert text.index("## Install") < text.index("kquant compress")
+    assert text.index("## Install") < text.index("    kquant compress ")
     assert text.index("import kquant_cli") < text.index("from_pretrained(")
 
 
