@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from common import command, layers, new_parser, random_matrix, save
+from plots import plt
 
 from kquant_cli.bases import BASES, basis_for
 from kquant_cli.config import EncoderConfig

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from common import command, layers, new_parser, random_matrix, save
 from models import Measure, compressed
+from plots import plt
 
 from kquant_cli.bases import BASES
 from kquant_cli.config import EncoderConfig
