@@ -110,7 +110,8 @@ def _expected_error(levels: int, count: int, centred: bool) -> float:
     """
     first = (levels - 1) / 2 if centred else levels // 2
     shares = ((k + 0.5) / QUANTILES for k in range(QUANTILES))
-    largest = (float(ndtri((1 + share ** (1 / count)) / 2)) for share in shares)
+    below = (share ** (1 / count) for share in shares)  # P(w < m): of the largest entry, or of the largest magnitude
+    largest = (float(ndtri(p if centred else (1 + p) / 2)) for p in below)
     errors = (_error_within(m, [2 * m / (levels - 1) * (k - first) for k in range(levels)]) for m in largest)
     return sum(errors) / QUANTILES
 
