@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from kquant_cli.bases import BasisSpec, basis_for, require_known
-from kquant_cli.files.tensorfile import DTYPES
+from kquant_cli.files.safetensors_format import DTYPES
 from kquant_cli.packing import MAX_LEVELS, pack, row_bytes, unpack
 
 SIDES = ("left_u", "right_u", "left_v", "right_v")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import kquant_cli
-from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle, write_json
+from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle
 from kquant_cli.bundle.output_folder import check_part, check_place, fresh, is_free, put_in_place, writing
 from kquant_cli.bundle.reader import open_bundle
 from kquant_cli.bundle.staging import Staged, Staging
@@ -30,6 +30,7 @@ from kquant_cli.compress.preparation import Prepared, Stage, prepare
 from kquant_cli.encoded import EncodedMatrix, Record
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.json_object import write_json
 from kquant_cli.native import loops
 from kquant_cli.process_memory import resident_set, return_freed_memory
 

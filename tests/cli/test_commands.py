@@ -385,12 +385,12 @@ def test_exotic_source_dtype(kquant, tmp_path):
 def test_decompress_without_space_is_one_sentence(kquant, bundle, tmp_path, monkeypatch):
     import errno
 
-    from kquant_cli.files.tensorfile import TensorFileWriter
+    from kquant_cli.files.safetensors_writer import TensorWriter
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(TensorFileWriter, "write", full)
+    monkeypatch.setattr(TensorWriter, "write", full)
     result = kquant("decompress", bundle, "-o", tmp_path / "dense")
     assert result.code == 2
     assert "no space left on the device" in result.err
