@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 from mdtable import escaped, table
 from pydantic.fields import FieldInfo
 
 from kquant_cli.cli import app
-from kquant_cli.config import CompressConfig
+from kquant_cli.config import Setting, all_settings
 
 RULE = re.compile(r"^─{20,}$", re.MULTILINE)  # between the commands of the demo
 SHOWN_LAYERS = 6  # of the table of `kquant inspect`, in the README
@@ -44,7 +44,9 @@ def options(command: str) -> Callable[[str], str]:
     """The arguments and options of a command, but for those that are settings."""
 
     def block(_: str) -> str:
-        found = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+        group: Any = typer.main.get_command(app)
+        with group.make_context("kquant", [command], resilient_parsing=True) as context:
+            found = group.resolve_command(context, [command])[1].params
         rows = [
             [_flag(option), _default(option), escaped(option.help or "")]
             for option in found
@@ -67,30 +69,30 @@ def _default(option: Any) -> str:
     return "" if option.default in (None, "") or option.default is False else f"`{option.default}`"
 
 
-def fields() -> dict[str, FieldInfo]:
-    """All settings: the keys of the YAML file."""
-    return dict(CompressConfig.model_fields)
-
-
 def settings(_: str) -> str:
-    """The settings: key, values or type, default and description, from the schema itself."""
+    """The settings: key, values or type, default, the encoders that read it and description, from the schema itself."""
     rows = [
-        [f"`{key}`", _values(field), _setting_default(field), escaped(field.description or "")]
-        for key, field in fields().items()
+        [
+            f"`{key}`",
+            _values(setting),
+            _setting_default(setting.field),
+            ", ".join(setting.encoders),
+            escaped(setting.description),
+        ]
+        for key, setting in all_settings().items()
     ]
-    return table(["key", "values", "default", "meaning"], rows, align="l")
+    return table(["key", "values", "default", "encoder", "meaning"], rows, align="l")
 
 
-def _values(field: FieldInfo) -> str:
+def _values(setting: Setting) -> str:
     """The values in words: choices, or a type with its bounds."""
-    kinds = list(_kinds(field.annotation))
-    choices = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
-    if choices:
-        return ", ".join(f"`{choice}`" for choice in choices)
+    if setting.choices:
+        return ", ".join(f"`{choice}`" for choice in setting.choices)
+    kinds = list(_kinds(setting.field.annotation))
     names = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list"}
     words = [names[get_origin(kind) or kind] for kind in kinds if (get_origin(kind) or kind) in names]
     words = ["number"] if {"whole number", "number"} <= set(words) else words
-    return " or ".join(dict.fromkeys(words)) + _bounds(field)
+    return " or ".join(dict.fromkeys(words)) + _bounds(setting.field)
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
