@@ -1,11 +1,10 @@
 """How many levels each matrix gets when the bits asked for are an average: `--bits 3.25`.
 
-sensitivities = load_or_measure(checkpoint, matrices, "data-free", ...)        one number a matrix
+sensitivities = {"model.layers.0.mlp.down_proj": 0.7, ...}                     one number a matrix (calibration/)
 plan = plan_levels(matrices, sensitivities, 3.25, nbytes, source="data-free")  least predicted loss within the budget
 plan.levels()["model.layers.0.mlp.down_proj"]                                  24
 
-Nothing here knows the encoders: the caller tells the bytes and the errors of a matrix at every number of levels.
-`measure_sensitivity` (sensitivity.py) and `load_or_measure` (cache.py) need transformers; what is named here does not.
+Mathematics on numbers: the caller tells the bytes and the errors of a matrix at every number of levels.
 """
 
 from kquant_cli.allocation.knapsack import Choice, allocate

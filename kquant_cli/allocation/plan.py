@@ -11,11 +11,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import fsum
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from kquant_cli.allocation.knapsack import Choice, allocate
 from kquant_cli.allocation.level_counts import LEVELS, MEASURED, predicted_error
-from kquant_cli.checkpoint import Matrix
+
+
+class Matrix(Protocol):
+    """What an allocation must know of a matrix: its name, and its shape (out_features, in_features)."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def shape(self) -> tuple[int, int]: ...  # noqa: D102
+
+
+M = TypeVar("M", bound=Matrix)
 
 
 @dataclass(frozen=True)
@@ -77,13 +89,13 @@ class AllocationPlan:
 
 
 def plan_levels(
-    matrices: Sequence[Matrix],
+    matrices: Sequence[M],
     sensitivities: Mapping[str, float],
     target_bits: float,
-    nbytes: Callable[[Matrix, int], int],
+    nbytes: Callable[[M, int], int],
     *,
     source: str,
-    levels: Callable[[Matrix], Sequence[int]] = lambda _: LEVELS,
+    levels: Callable[[M], Sequence[int]] = lambda _: LEVELS,
     table: Mapping[int, float] = MEASURED,
 ) -> AllocationPlan:
     """The levels of least predicted loss whose stored bytes are at most `target_bits` a weight.

@@ -34,6 +34,7 @@ from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
 from kquant_cli.encoders.annealed import searched_errors
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.quiet import quiet
 
 WHITE = ("annealed", "greedy")  # encoders whose rotations spread the error evenly over the channels
 SAMPLED_ROWS = 64  # of each matrix that other encoders try a channel scale on
@@ -162,7 +163,6 @@ def _allocate(
     say: Callable[[str], None],
 ) -> AllocationPlan:
     """The level counts of all matrices within the average; those of a rule with bits or levels of its own stay."""
-    from kquant_cli.calibration.lazy_model import quiet  # noqa: PLC0415
     from kquant_cli.calibration.sensitivity_cache import load_or_measure  # noqa: PLC0415 - imports transformers
 
     config = plan.config
