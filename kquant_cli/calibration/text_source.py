@@ -14,7 +14,7 @@ RANDOM: Final = "random"
 
 @dataclass(frozen=True)
 class Source:
-    """A text, or random tokens where `text` is None; `description` is "random", or the file and `sha256` of its bytes."""
+    """A text, or random tokens where `text` is None; `description` is "random", or the file's name and `sha256`."""
 
     name: str
     description: str

@@ -49,8 +49,9 @@ def windows(source: Source, checkpoint: Checkpoint, model: Any, tokens: int, see
 def model_inputs(loaded: LoadedModel, source: str, tokens: int, seed: int, parts: int) -> list[dict[str, Tensor]]:
     """The keyword arguments of `parts` forward passes for sensitivities, on `tokens` token ids together.
 
-    Those of a pass are (sequences, length). `source` is data-free or a text file; of a text too long the beginning is taken, part after part. Where `tokens` is
-    no multiple of the length, which is at most what the model takes, a few tokens less are taken.
+    Those of a pass are (sequences, length). `source` is data-free or a text file; of a text too long the beginning is
+    taken, part after part. Where `tokens` is no multiple of the length, which is at most what the model takes, a few
+    tokens less are taken.
 
     Raises
     ------

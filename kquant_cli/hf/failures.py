@@ -1,4 +1,4 @@
-"""What transformers, and the code of its models, raise for a checkpoint that they cannot use; and what is said of it."""
+"""What transformers, and the code of its models, raise for a checkpoint that they cannot use, and the words for it."""
 
 from __future__ import annotations
 
