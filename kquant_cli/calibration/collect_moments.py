@@ -52,11 +52,11 @@ def collect(
         The text file cannot be used.
     """
     from kquant_cli.calibration.input_modules import find_input_modules, outside  # noqa: PLC0415 (transformers: seconds)
-    from kquant_cli.calibration.lazy_model import load_skeleton  # noqa: PLC0415
+    from kquant_cli.calibration.lazy_model import load_lazy_model  # noqa: PLC0415
 
     device, source = resolve_device(device), open_source(stats)
     matrices = _matrices(checkpoint, names)
-    model: Any = load_skeleton(checkpoint, device)
+    model: Any = load_lazy_model(checkpoint, device)
     inputs_of = find_input_modules(model, matrices, checkpoint.tied)
     watched = {module: None for found in inputs_of.values() for module in found.modules}
     if not watched:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from kquant_cli.calibration.unavailable import LOOKED_UP, NOT_PLACED, SQUARE, WRONG_SIDE
+from kquant_cli.calibration.unavailable import LOOKED_UP, SQUARE, UNUSED, WRONG_SIDE
 from kquant_cli.checkpoint import Matrix
 from kquant_cli.hf.parameter_names import parameter_lookup
 
@@ -60,7 +60,7 @@ def outside(part: nn.Module, found: Iterable[InputModules]) -> bool:
 
 def _judged(matrix: Matrix, holders: Collection[_Holder]) -> InputModules:
     if not holders:
-        return InputModules((), NOT_PLACED)
+        return InputModules((), UNUSED)
     multiplying = [(module, whole) for module, whole in holders if not isinstance(module, nn.Embedding)]
     if not multiplying:
         return InputModules((), LOOKED_UP)

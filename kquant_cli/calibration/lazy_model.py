@@ -21,7 +21,7 @@ from kquant_cli.hf.model_class import chosen_class, named_class, read_config
 from kquant_cli.hf.quiet import quiet
 
 
-def load_skeleton(checkpoint: Checkpoint, device: torch.device) -> transformers.PreTrainedModel:
+def load_lazy_model(checkpoint: Checkpoint, device: torch.device) -> transformers.PreTrainedModel:
     """The model of `checkpoint` in evaluation mode, its parameters on disk, to run on `device`.
 
     It computes in float32 on the CPU, and in the checkpoint's own dtype elsewhere. The class is the one that the config

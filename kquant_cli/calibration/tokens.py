@@ -35,7 +35,8 @@ def windows(source: Source, checkpoint: Checkpoint, model: Any, tokens: int, see
 
     Raises KQuantError when a text cannot be tokenised, or has no tokens.
     """
-    limit = max(1, min(LONGEST_WINDOW, longest_input(model) or LONGEST_WINDOW))
+    longest = longest_input(model)
+    limit = max(1, LONGEST_WINDOW if longest is None else min(LONGEST_WINDOW, longest))
     if source.text is None:
         generator = np.random.RandomState(seed)
         size = min(vocabulary(model), model.config.get_text_config().vocab_size)

@@ -10,7 +10,7 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.hf.failures import FAILURES, code_sentence, first_line, needs_code
 
 # Why a matrix has no statistics: ends of sentences about several of them.
-NOT_PLACED: Final = "the model that transformers makes of the checkpoint does not use them"
+UNUSED: Final = "the model that transformers makes of the checkpoint does not use them"
 LOOKED_UP: Final = "their rows are looked up, not multiplied"
 WRONG_SIDE: Final = "they are stored with rows and columns the other way round than their module multiplies"
 SQUARE: Final = "they are only parts of a tensor, and square, so that their input side is not certain"

@@ -84,11 +84,13 @@ def _prompt_that_fits(path: str, new_tokens: int) -> int:
     from kquant_cli.hf.failures import FAILURES
     from kquant_cli.hf.limits import maximum_length
     from kquant_cli.hf.model_class import read_config
+    from kquant_cli.hf.quiet import quiet
 
     if not (Path(path) / CONFIG).is_file():  # a model on the hub
         return 256
     try:
-        limit = maximum_length(read_config(path))
+        with quiet():
+            limit = maximum_length(read_config(path))
     except FAILURES:  # its loading will say what is wrong
         return 256
     return 256 if limit is None else max(1, min(256, limit - new_tokens))
