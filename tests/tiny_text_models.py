@@ -8,7 +8,7 @@ from typing import Any
 
 import tiny_models
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import MptConfig, MptForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 320
 POSITIONS = 64
@@ -40,5 +40,15 @@ def save_tokenizer(folder: Path) -> None:
 def make(folder: Path, arch: str = "opt", **overrides: Any) -> Path:
     """Save the tiny random model of `arch` with the tokenizer beside it; 64 positions, 320 tokens."""
     tiny_models.make(arch, folder, vocab_size=VOCABULARY, max_position_embeddings=POSITIONS, **overrides)
+    save_tokenizer(folder)
+    return folder
+
+
+def make_mpt(folder: Path) -> Path:
+    """Save a tiny MPT with the tokenizer: its config calls the longest input, POSITIONS tokens, `max_seq_len`."""
+    config = MptConfig(
+        d_model=32, n_heads=4, n_layers=2, expansion_ratio=2, vocab_size=VOCABULARY, max_seq_len=POSITIONS
+    )
+    MptForCausalLM(config).save_pretrained(folder)
     save_tokenizer(folder)
     return folder

@@ -18,7 +18,7 @@ from kquant_cli.calibration.channel_scaling import (
 from kquant_cli.calibration.collect_moments import collect
 from kquant_cli.calibration.moments import InputGroup, InputStatistics
 from kquant_cli.calibration.moments_cache import load_or_collect, statistics_path
-from kquant_cli.calibration.tokens import describe_source
+from kquant_cli.calibration.text_source import describe_source
 from kquant_cli.calibration.unavailable import StatisticsUnavailable
 
 __all__ = [

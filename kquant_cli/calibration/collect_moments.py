@@ -15,15 +15,17 @@ from torch import Tensor
 
 from kquant_cli.calibration.moments import InputGroup, InputStatistics
 from kquant_cli.calibration.observer import Moments, Observer
-from kquant_cli.calibration.tokens import open_source, windows
+from kquant_cli.calibration.text_source import open_source
+from kquant_cli.calibration.tokens import windows
 from kquant_cli.calibration.unavailable import INSIDE, StatisticsUnavailable, or_unavailable
 from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
 from kquant_cli.checkpoint.selection import natural_key
 from kquant_cli.devices import resolve_device
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.quiet import quiet
 
 if TYPE_CHECKING:
-    from kquant_cli.calibration.input_modules import Placed
+    from kquant_cli.calibration.input_modules import InputModules
 
 FEWEST = 8  # tokens that must have reached a matrix: the moments of fewer say little
 
@@ -49,16 +51,16 @@ def collect(
     KQuantError
         The text file cannot be used.
     """
-    from kquant_cli.calibration.input_modules import outside, place  # noqa: PLC0415 (transformers takes seconds to import)
-    from kquant_cli.calibration.lazy_model import load_skeleton, quiet  # noqa: PLC0415
+    from kquant_cli.calibration.input_modules import find_input_modules, outside  # noqa: PLC0415 (transformers: seconds)
+    from kquant_cli.calibration.lazy_model import load_lazy_model  # noqa: PLC0415
 
     device, source = resolve_device(device), open_source(stats)
     matrices = _matrices(checkpoint, names)
-    model: Any = load_skeleton(checkpoint, device)
-    placed = place(model, matrices)
-    watched = {module: None for found in placed.values() for module in found.modules}
+    model: Any = load_lazy_model(checkpoint, device)
+    inputs_of = find_input_modules(model, matrices, checkpoint.tied)
+    watched = {module: None for found in inputs_of.values() for module in found.modules}
     if not watched:
-        reasons = {name: found.reason for name, found in placed.items()}
+        reasons = {name: found.reason for name, found in inputs_of.items()}
         raise StatisticsUnavailable(f"{checkpoint.name}: {_notes(reasons, len(matrices))[0]}")
     observer = Observer()
     with (
@@ -68,12 +70,12 @@ def collect(
         observer.watching(watched, lambda: progress(len(observer.reached), len(watched))),
     ):
         ids = windows(source, checkpoint, model, tokens, seed).to(device)
-        if outside(model.base_model, placed.values()):
+        if outside(model.base_model, inputs_of.values()):
             _spare_the_head(model)
             model(input_ids=ids)
         else:
             model.base_model(input_ids=ids)
-    groups, reasons = _grouped(matrices, placed, observer, min(FEWEST, ids.numel()))
+    groups, reasons = _grouped(matrices, inputs_of, observer, min(FEWEST, ids.numel()))
     if not groups:
         raise StatisticsUnavailable(f"{checkpoint.name}: {_notes(reasons, len(matrices))[0]}")
     notes = _notes(reasons, len(matrices))
@@ -106,13 +108,13 @@ def _spare_the_head(model: Any) -> None:
 
 
 def _grouped(
-    matrices: Sequence[Matrix], placed: Mapping[str, Placed], observer: Observer, fewest: int
+    matrices: Sequence[Matrix], inputs_of: Mapping[str, InputModules], observer: Observer, fewest: int
 ) -> tuple[tuple[InputGroup, ...], dict[str, str]]:
     """The matrices that the same inputs reached, in groups; and why others have none."""
     members: dict[tuple[int, ...], list[str]] = {}
     reasons: dict[str, str] = {}
     for matrix in matrices:
-        found = placed[matrix.name]
+        found = inputs_of[matrix.name]
         inputs = tuple(sorted({number for module in found.modules for number in observer.reached.get(module, ())}))
         reason = found.reason or _unfit(matrix, [observer.moments[number] for number in inputs], fewest)
         if reason:

@@ -6,21 +6,22 @@ transformers maps the names on disk to parameters exactly as it does when it loa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
 import torch
 import transformers
-from transformers.utils import logging
 
 from kquant_cli.calibration.lazy_parameters import stream_parameters
 from kquant_cli.calibration.lazy_tensor import StoredTensor
 from kquant_cli.calibration.unavailable import StatisticsUnavailable, or_unavailable
 from kquant_cli.checkpoint import Checkpoint
+from kquant_cli.hf.model_class import chosen_class, named_class, read_config
+from kquant_cli.hf.quiet import quiet
 
 
-def load_skeleton(checkpoint: Checkpoint, device: torch.device) -> transformers.PreTrainedModel:
+def load_lazy_model(checkpoint: Checkpoint, device: torch.device) -> transformers.PreTrainedModel:
     """The model of `checkpoint` in evaluation mode, its parameters on disk, to run on `device`.
 
     It computes in float32 on the CPU, and in the checkpoint's own dtype elsewhere. The class is the one that the config
@@ -30,7 +31,7 @@ def load_skeleton(checkpoint: Checkpoint, device: torch.device) -> transformers.
     checkpoint, finds tensors missing, or when the model is no language model of one stack.
     """
     with quiet(), or_unavailable(checkpoint.name):
-        config = transformers.AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        config = read_config(checkpoint.path)
         if config.is_encoder_decoder:
             raise StatisticsUnavailable(f"{checkpoint.name} has an encoder and a decoder: not one stack of blocks")
         for model_class in _classes(config):
@@ -52,20 +53,14 @@ def load_skeleton(checkpoint: Checkpoint, device: torch.device) -> transformers.
 
 def _classes(config: Any) -> Iterator[type[transformers.PreTrainedModel]]:
     """The classes to try, the best first."""
-    named = next(iter(config.architectures or ()), "")
-    found = getattr(transformers, str(named), None)
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-        yield found
+    named = named_class(config.architectures)
+    if named is not None:
+        yield named
     else:
         with suppress(ValueError):  # no such head for this architecture
-            found = _chosen(transformers.AutoModelForCausalLM, config)
-            yield found
-    yield _chosen(transformers.AutoModel, config)
-
-
-def _chosen(auto_class: Any, config: Any) -> type[transformers.PreTrainedModel]:
-    with torch.device("meta"):
-        return type(auto_class.from_config(deepcopy(config), trust_remote_code=False))
+            causal = chosen_class("AutoModelForCausalLM", config)
+            yield causal
+    yield chosen_class("AutoModel", config)
 
 
 def _build(
@@ -73,7 +68,7 @@ def _build(
 ) -> tuple[transformers.PreTrainedModel, set[str]]:
     """The model, and the names of the parameters that nothing on disk fills."""
     state = {
-        name: StoredTensor.named(name, info.shape, info.dtype, lambda name=name: checkpoint.read(name))  # type: ignore[misc]
+        name: StoredTensor.on_disk(info.shape, info.dtype, lambda name=name: checkpoint.read(name))  # type: ignore[misc]
         for name, info in checkpoint.tensors.items()
     }
     for name, kept in checkpoint.tied.items():
@@ -87,17 +82,3 @@ def _build(
         trust_remote_code=False,
     )
     return model, set(info["missing_keys"])
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No bars and warnings of transformers: what matters of them is an error here."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -20,12 +20,16 @@ def stream_parameters(model: nn.Module, device: torch.device) -> None:
     Of an embedding's table, the rows are read as they are looked up (lazy_tensor.py).
     """
     freed = Freed()
+    moved: dict[int, tuple[Any, Any]] = {}  # what is tied stays so: each tensor, and what it has become
     for module in model.modules():
         held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for tensors in held:
             for name, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[name] = _moved(tensor, device)
+                if tensor is None:
+                    continue
+                if id(tensor) not in moved:
+                    moved[id(tensor)] = tensor, _moved(tensor, device)
+                tensors[name] = moved[id(tensor)][1]
         on_disk: dict[str, Any] = {n: t for n, t in module._parameters.items() if isinstance(t, StoredTensor)}
         if on_disk and not isinstance(module, nn.Embedding):
             _stream(module, on_disk, freed)

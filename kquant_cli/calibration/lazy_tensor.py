@@ -19,13 +19,13 @@ KEEPS_VALUES = frozenset((aten.alias.default, aten.detach.default, aten._to_copy
 
 
 class StoredTensor(Tensor):
-    """A tensor on disk, or what becomes of some. `sources`: the names on disk that it is made from.
+    """A tensor on disk, or what becomes of some.
 
-    `is_copy`: it is its one source, unchanged but for dtype and device. `before_cast`: the same in the dtype on disk.
+    `is_copy`: it is one tensor on disk, unchanged but for dtype and device. `before_cast`: the same in its dtype on
+    disk.
     """
 
     read: Callable[[], Tensor]
-    sources: frozenset[str]
     is_copy: bool
     before_cast: StoredTensor | None
 
@@ -35,28 +35,27 @@ class StoredTensor(Tensor):
         like: Tensor,
         device: torch.device,
         read: Callable[[], Tensor],
-        sources: frozenset[str],
         is_copy: bool = True,
         before_cast: StoredTensor | None = None,
     ) -> StoredTensor:
         made = Tensor._make_wrapper_subclass(cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device)
-        made.read, made.sources, made.is_copy, made.before_cast = read, sources, is_copy, before_cast
+        made.read, made.is_copy, made.before_cast = read, is_copy, before_cast
         return made
 
     @classmethod
-    def named(cls, name: str, shape: tuple[int, ...], dtype: torch.dtype, read: Callable[[], Tensor]) -> StoredTensor:
-        """The tensor `name` on disk, that `read` gives."""
+    def on_disk(cls, shape: tuple[int, ...], dtype: torch.dtype, read: Callable[[], Tensor]) -> StoredTensor:
+        """The tensor on disk that `read` gives."""
         like = torch.empty(shape, dtype=dtype, device="meta")
-        return cls(like, torch.device("cpu"), read, frozenset((name,)))
+        return cls(like, torch.device("cpu"), read)
 
     def on(self, device: torch.device) -> StoredTensor:
         """The same, to be read onto `device`."""
         like = torch.empty_strided(self.shape, self.stride(), dtype=self.dtype, device="meta")
         cast = None if self.before_cast is None else self.before_cast.on(device)
-        return StoredTensor(like, device, lambda: self.read().to(device), self.sources, self.is_copy, cast)
+        return StoredTensor(like, device, lambda: self.read().to(device), self.is_copy, cast)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"StoredTensor({tuple(self.shape)}, {self.dtype}, from {sorted(self.sources)[:3]})"
+        return f"StoredTensor({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -75,7 +74,6 @@ class StoredTensor(Tensor):
         on_meta = tree_map_only(torch.device, lambda _: torch.device("meta"), kwargs)
         shapes = func(*_like(args), **_like(on_meta))
         device = kwargs.get("device") or stored[0].device
-        sources = frozenset[str]().union(*(tensor.sources for tensor in stored))
         is_copy = func in KEEPS_VALUES and stored[0].is_copy
         uncast = stored[0].before_cast if is_copy else None
         if is_copy and uncast is None and func is aten._to_copy.default:
@@ -85,10 +83,10 @@ class StoredTensor(Tensor):
             return func(*_read(args), **_read(kwargs))
 
         if isinstance(shapes, Tensor):
-            return StoredTensor(shapes, device, replay, sources, is_copy, uncast)
+            return StoredTensor(shapes, device, replay, is_copy, uncast)
         if isinstance(shapes, (list, tuple)) and all(isinstance(shape, Tensor) for shape in shapes):
             return [
-                StoredTensor(shape, device, lambda n=number: replay()[n], sources, is_copy=False)  # type: ignore[misc]
+                StoredTensor(shape, device, lambda n=number: replay()[n], is_copy=False)  # type: ignore[misc]
                 for number, shape in enumerate(shapes)
             ]
         return replay()

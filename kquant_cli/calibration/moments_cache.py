@@ -11,7 +11,7 @@ import torch
 
 from kquant_cli.calibration.collect_moments import collect
 from kquant_cli.calibration.moments import InputStatistics, load_with_fingerprint
-from kquant_cli.calibration.tokens import open_source
+from kquant_cli.calibration.text_source import open_source
 from kquant_cli.checkpoint import Checkpoint
 from kquant_cli.devices import resolve_device
 from kquant_cli.errors import KQuantError

@@ -1,13 +1,8 @@
 """How far a model's output has moved, as one number.
 
-Where it gives logits, the mean over its distributions (one a token, or one a sequence) of
-
-    KL(P || P') = sum_k p_k (log p_k - log p'_k) = log sum_k p_k e^{x_k} ,    x = z' - z - sum_k p_k (z'_k - z_k)
-
-in nats, z and z' the logits of P and P'. The right-hand form keeps its digits where P' is so near P that the logarithms
-cancel: as sum p x = 0, it is log1p(sum p (e^x - 1 - x)), a sum of positive terms, for which float32 is enough. Where
-there are no distributions (a model without a head, or with one output for regression), |f' - f|^2 / |f|^2 of the last
-hidden states or outputs stands in.
+Where it gives logits, the mean of KL(P || P') in nats over its distributions (one a token, or one a sequence), P' the
+moved ones. Where there are no distributions (a model without a head, or with one output for regression),
+|f' - f|^2 / |f|^2 of the last hidden states or outputs stands in.
 """
 
 from __future__ import annotations
@@ -18,6 +13,7 @@ from typing import Any
 
 import torch
 
+from kquant_cli.divergence import kl_divergence
 from kquant_cli.errors import KQuantError
 
 LOGITS = ("logits", "prediction_logits")  # of BertForPreTraining and its kin
@@ -47,19 +43,8 @@ class Reference:
             return float(change) ** 2
         step = max(1, ENTRIES // values.shape[1])
         pieces = zip(self.values.split(step), values.split(step), strict=True)
-        return float(torch.stack([_kl(z, moved).sum(dtype=torch.float64) for z, moved in pieces]).sum()) / len(values)
-
-
-def _kl(logits: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """KL (rows,) between the softmaxes of the rows of two matrices of logits (rows, classes)."""
-    probabilities = logits.softmax(-1)
-    x = moved - logits
-    x -= torch.linalg.vecdot(probabilities, x)[:, None]
-    found = torch.linalg.vecdot(probabilities, x.expm1() - x).log1p()
-    if torch.isfinite(found).all():
-        return found
-    first, second = logits.double().log_softmax(-1), moved.double().log_softmax(-1)  # e^x is too large for float32
-    return (first.exp() * (first - second)).sum(-1)
+        sums = [kl_divergence(z, moved).sum(dtype=torch.float64) for z, moved in pieces]
+        return float(torch.stack(sums).sum()) / len(values)
 
 
 def _values(output: Mapping[str, Any], what: str) -> tuple[torch.Tensor, bool]:

@@ -1,13 +1,13 @@
-"""Where the matrices of a checkpoint are in the model that transformers made of it.
+"""Where the matrices of a checkpoint are in the model that transformers has loaded.
 
-transformers renames, prefixes, ties and fuses what it loads. So a place is taken only when it holds the stored matrix,
-entry for entry: first the parameter of the same name, with or without the base model's prefix, then, row by row, those
-of the same block number (experts that transformers 5 fuses into (experts, rows, columns), projections put together).
+Which parameter a tensor became, transformers itself says (hf/parameter_names.py); of one that it fuses from several
+(experts into (experts, rows, columns), projections put together) the rows are those that hold the stored matrix, entry
+for entry. A parameter that holds other values than the stored ones is not taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,64 +15,52 @@ import transformers
 
 from kquant_cli.calibration.replay import block_of
 from kquant_cli.checkpoint import Checkpoint, Matrix
+from kquant_cli.hf.parameter_names import parameter_lookup
 
 
 @dataclass(frozen=True)
-class Place:
+class MatrixView:
     """`view` (out_features, in_features) into the model's parameter, and the blocks that use it (None: no block)."""
 
     view: torch.Tensor
     blocks: frozenset[str | None]
 
 
-def find_places(
+def find_matrices(
     model: transformers.PreTrainedModel, checkpoint: Checkpoint, matrices: Sequence[Matrix]
-) -> dict[str, Place | None]:
-    """By matrix name its place in the loaded `model`; None where it is nowhere, or could be at several places."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+) -> dict[str, MatrixView | None]:
+    """By its name each matrix in the loaded `model`; None where it is nowhere, or could be at several rows."""
+    parameters, parameter_of = dict(model.named_parameters(remove_duplicate=False)), parameter_lookup(model)
     blocks: dict[int, set[str | None]] = {}
     for name, parameter in parameters.items():
         blocks.setdefault(id(parameter), set()).add(block_of(name))
-    places: dict[str, Place | None] = {}
+    views: dict[str, MatrixView | None] = dict.fromkeys(matrix.name for matrix in matrices)
     for matrix in matrices:
-        stored = checkpoint.read(matrix.tensor)
-        named = _by_name(stored, matrix.tensor, parameters, model.base_model_prefix)
-        found = [named] if named is not None else list(_by_rows(stored, matrix.tensor, parameters))
-        places[matrix.name] = None
-        if len(found) == 1:
-            owner, view = found[0]
-            places[matrix.name] = Place(view.T if matrix.transposed else view, frozenset(blocks[id(owner)]))
-    return places
-
-
-_Found = tuple[torch.Tensor, torch.Tensor]  # a parameter, and its view that equals the stored tensor
-
-
-def _by_name(stored: torch.Tensor, tensor: str, parameters: Mapping[str, torch.Tensor], prefix: str) -> _Found | None:
-    for name in (tensor, f"{prefix}.{tensor}", tensor.removeprefix(f"{prefix}.")):
-        parameter = parameters.get(name)
-        if parameter is not None and torch.equal(parameter, stored.to(parameter)):
-            return parameter, parameter
-    return None
-
-
-def _by_rows(stored: torch.Tensor, tensor: str, parameters: Mapping[str, torch.Tensor]) -> Iterator[_Found]:
-    """Wherever `stored` is a run of rows of a parameter of the same block number, or of its transpose."""
-    rows, columns = stored.shape
-    for parameter in {id(p): p for n, p in parameters.items() if _number(n) == _number(tensor)}.values():
-        if parameter.ndim < 2:
+        loaded = parameter_of(matrix.tensor)
+        if loaded is None or loaded.name not in parameters:
             continue
-        same = stored.to(parameter)
-        sheets = parameter.view(-1, *parameter.shape[-2:])
-        for turned in (sheets, sheets.mT):
-            if turned.shape[2] != columns or turned.shape[1] < rows:
-                continue
-            starts = (turned[:, : turned.shape[1] - rows + 1, 0] == same[0, 0]).nonzero().tolist()
-            views = (turned[sheet, row : row + rows] for sheet, row in starts)
-            yield from ((parameter, view) for view in views if torch.equal(view, same))
+        parameter = parameters[loaded.name]
+        stored = checkpoint.read(matrix.tensor).to(parameter)
+        found: list[torch.Tensor]
+        if loaded.whole:
+            found = [parameter] if torch.equal(parameter, stored) else []
+        else:
+            found = list(_runs_of_rows(stored, parameter))
+        if len(found) == 1:
+            view = found[0].T if matrix.transposed else found[0]
+            views[matrix.name] = MatrixView(view, frozenset(blocks[id(parameter)]))
+    return views
 
 
-def _number(name: str) -> str | None:
-    """The number of the block; None outside of all."""
-    block = block_of(name)
-    return None if block is None else block.rpartition(".")[2]
+def _runs_of_rows(stored: torch.Tensor, parameter: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The views of `parameter` (..., rows, columns), or of its transpose, that are equal to `stored`."""
+    rows, columns = stored.shape
+    if parameter.ndim < 2:
+        return
+    sheets = parameter.view(-1, *parameter.shape[-2:])
+    for turned in (sheets, sheets.mT):
+        if turned.shape[2] != columns or turned.shape[1] < rows:
+            continue
+        starts = (turned[:, : turned.shape[1] - rows + 1, 0] == stored[0, 0]).nonzero().tolist()
+        views = (turned[sheet, row : row + rows] for sheet, row in starts)
+        yield from (view for view in views if torch.equal(view, stored))

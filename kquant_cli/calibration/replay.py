@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-FAILURES = (RuntimeError, LookupError, TypeError, ValueError, AttributeError)
+from kquant_cli.hf.failures import FAILURES
 
 
 def block_of(parameter: str) -> str | None:

@@ -12,7 +12,7 @@ A single draw of the noise is off by a tenth to a half (standard deviation on Sm
 few of its directions matter. So the tokens are cut into DRAWS parts with a draw each, which costs no more.
 
 One forward pass a matrix, begun at the matrix's block (replay.py), in float32: the model is in memory with 4 bytes a
-parameter. A matrix whose place in the loaded model is not certain, or whose noise reached no output (an expert that no
+parameter. A matrix that is not certainly found in the loaded model, or whose noise reached no output (an expert that no
 token chose), gets the geometric mean of the others', and a note says so.
 """
 
@@ -21,18 +21,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import torch
-import transformers
 
-from kquant_cli.calibration.inputs import DATA_FREE, model_inputs
 from kquant_cli.calibration.noise import noise
 from kquant_cli.calibration.output_change import Reference
-from kquant_cli.calibration.parameters import Place, find_places
-from kquant_cli.calibration.replay import FAILURES, Replay
+from kquant_cli.calibration.parameters import MatrixView, find_matrices
+from kquant_cli.calibration.replay import Replay
+from kquant_cli.calibration.tokens import DATA_FREE, model_inputs
 from kquant_cli.checkpoint import Checkpoint, Matrix
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.failures import FAILURES, first_line
+from kquant_cli.hf.model_class import named_class
 from kquant_cli.runtime import LoadedModel, load_model
 
 __all__ = ["DATA_FREE", "DRAWS", "EPS", "TOKENS", "measure_sensitivity", "perturbed"]
@@ -72,12 +73,12 @@ def measure_sensitivity(
     """
     loaded, scales = _load(checkpoint, device), channel_scales or {}
     with torch.no_grad():
-        places = find_places(loaded.model, checkpoint, matrices)
+        views = find_matrices(loaded.model, checkpoint, matrices)
         parts = [_Part.of(loaded, inputs) for inputs in model_inputs(loaded, source, tokens, seed, DRAWS)]
         found: dict[str, float] = {}
         for done, matrix in enumerate(matrices, start=1):
-            if (place := places[matrix.name]) is not None:
-                value = _sensitivity(parts, place, scales.get(matrix.name), eps, f"{seed} {matrix.name}")
+            if (where := views[matrix.name]) is not None:
+                value = _sensitivity(parts, where, scales.get(matrix.name), eps, f"{seed} {matrix.name}")
                 if not math.isfinite(value):
                     raise KQuantError(
                         f"{loaded.path}: with small errors in {matrix.name!r} the model computes numbers that are not "
@@ -85,7 +86,7 @@ def measure_sensitivity(
                     )
                 found[matrix.name] = value
             progress(matrix.name, done, len(matrices))
-        zero = {name for name in found if (place := places[name]) is not None and not place.view.any()}
+        zero = {name for name in found if (where := views[name]) is not None and not where.view.any()}
     return _filled([matrix.name for matrix in matrices], found, zero, say)
 
 
@@ -100,24 +101,26 @@ class _Part:
         try:
             replay = Replay(loaded.model, inputs)
         except FAILURES as error:
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            reason = first_line(error, type(error).__name__)
             raise KQuantError(
                 f"{loaded.path}: {type(loaded.model).__name__} does not run on token ids alone ({reason}), so its "
                 f"sensitivities cannot be measured: give a whole number of bits"
             ) from error
         return cls(replay, Reference.of(replay.output, loaded.path))
 
-    def divergence(self, place: Place, error: torch.Tensor) -> float:
+    def divergence(self, where: MatrixView, error: torch.Tensor) -> float:
         """How far the output moves when `error` is added to the matrix."""
-        with perturbed(place.view, error):
-            moved = self.replay.run(place.blocks)
+        with perturbed(where.view, error):
+            moved = self.replay.run(where.blocks)
         return self.reference.divergence(moved)
 
 
-def _sensitivity(parts: Sequence[_Part], place: Place, scale: torch.Tensor | None, eps: float, label: str) -> float:
+def _sensitivity(
+    parts: Sequence[_Part], where: MatrixView, scale: torch.Tensor | None, eps: float, label: str
+) -> float:
     """Divergence per eps, the mean over the parts."""
-    draws = (noise(place.view, eps, scale, f"{label} {draw}") for draw in range(len(parts)))
-    return math.fsum(part.divergence(place, error) for part, error in zip(parts, draws, strict=True)) / len(parts) / eps
+    draws = (noise(where.view, eps, scale, f"{label} {draw}") for draw in range(len(parts)))
+    return math.fsum(part.divergence(where, error) for part, error in zip(parts, draws, strict=True)) / len(parts) / eps
 
 
 @contextmanager
@@ -150,20 +153,14 @@ def _filled(
 
 def _load(checkpoint: Checkpoint, device: torch.device | str) -> LoadedModel:
     """The model with the head that the checkpoint was saved with, in float32; a causal one where it names none."""
-    classes = _classes(checkpoint.config)
+    named = named_class(checkpoint.config.get("architectures"))
+    classes = ["AutoModelForCausalLM", "AutoModel"] if named is None else [named.__name__]
     for auto_class in classes[:-1]:
         try:
             return _ready(load_model(checkpoint.path, auto_class=auto_class, device=device, dtype=torch.float32))
         except KQuantError:
             continue
     return _ready(load_model(checkpoint.path, auto_class=classes[-1], device=device, dtype=torch.float32))
-
-
-def _classes(config: Mapping[str, Any]) -> list[str]:
-    """Which classes of transformers to try, in that order."""
-    named = config.get("architectures")
-    known = [name for name in named or () if isinstance(name, str) and hasattr(transformers, name)]
-    return known[:1] or ["AutoModelForCausalLM", "AutoModel"]
 
 
 def _ready(loaded: LoadedModel) -> LoadedModel:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from kquant_cli.calibration.sensitivity import DATA_FREE, DRAWS, EPS, TOKENS, measure_sensitivity
+from kquant_cli.calibration.text_source import open_source
 from kquant_cli.checkpoint import Checkpoint, Matrix
 from kquant_cli.errors import KQuantError
-from kquant_cli.evaluation.texts import text_file
 from kquant_cli.files.json_object import find_object, write_json
 
 
@@ -43,7 +43,7 @@ def load_or_measure(
     key = {
         "fingerprint": fingerprint,
         "source": source,
-        "text_sha256": None if source == DATA_FREE else text_file(Path(source), "text").sha256,
+        "text_sha256": open_source(source, DATA_FREE).sha256,
         **{"tokens": tokens, "draws": DRAWS, "eps": eps},
     }
     names = [matrix.name for matrix in matrices]

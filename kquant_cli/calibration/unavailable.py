@@ -6,19 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from huggingface_hub.errors import StrictDataclassError
-
 from kquant_cli.errors import KQuantError
-
-# What transformers, and the code of its models, raise for a checkpoint that they cannot use.
-ERRORS: Final = (
-    *(OSError, ImportError, RuntimeError, ValueError, StrictDataclassError),
-    *(TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
-)
-
+from kquant_cli.hf.failures import FAILURES, code_sentence, first_line, needs_code
 
 # Why a matrix has no statistics: ends of sentences about several of them.
-NOT_PLACED: Final = "the model that transformers makes of the checkpoint does not use them"
+UNUSED: Final = "the model that transformers makes of the checkpoint does not use them"
 LOOKED_UP: Final = "their rows are looked up, not multiplied"
 WRONG_SIDE: Final = "they are stored with rows and columns the other way round than their module multiplies"
 SQUARE: Final = "they are only parts of a tensor, and square, so that their input side is not certain"
@@ -34,11 +26,7 @@ def or_unavailable(what: str) -> Iterator[None]:
     """Turn transformers' failure into one sentence about `what`; KQuantError passes."""
     try:
         yield
-    except ERRORS as error:
-        if isinstance(error, ValueError) and "trust_remote_code=True" in str(error):
-            reason = "it needs Python code that comes with it, which kquant never runs"
-        else:
-            lines = (line.strip().rstrip(".") for line in str(error).splitlines())
-            said = next((line for line in lines if line), "no reason given")
-            reason = f"{type(error).__name__}: {said}"
+    except FAILURES as error:
+        said = f"{type(error).__name__}: {first_line(error, 'no reason given').rstrip('.')}"
+        reason = code_sentence("it") if needs_code(error) else said
         raise StatisticsUnavailable(f"{what} cannot be run by transformers ({reason})") from error

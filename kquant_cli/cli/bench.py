@@ -80,10 +80,17 @@ def _is_bundle(path: str) -> bool:
 
 def _prompt_that_fits(path: str, new_tokens: int) -> int:
     """256 tokens, or as many as the maximum of the model in a folder leaves before `new_tokens`, but at least one."""
-    import json
+    from kquant_cli.checkpoint.file_roles import CONFIG
+    from kquant_cli.hf.failures import FAILURES
+    from kquant_cli.hf.limits import maximum_length
+    from kquant_cli.hf.model_class import read_config
+    from kquant_cli.hf.quiet import quiet
 
-    try:
-        limit = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):  # a model on the hub, or one whose loading will say what is wrong
+    if not (Path(path) / CONFIG).is_file():  # a model on the hub
         return 256
-    return max(1, min(256, limit - new_tokens)) if isinstance(limit, int) else 256
+    try:
+        with quiet():
+            limit = maximum_length(read_config(path))
+    except FAILURES:  # its loading will say what is wrong
+        return 256
+    return 256 if limit is None else max(1, min(256, limit - new_tokens))

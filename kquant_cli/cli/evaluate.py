@@ -96,9 +96,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a dense model or a bundle; a bundle keeps the results beside its manifest."""
-    from transformers.utils import logging as transformers_logging
-
     from kquant_cli.evaluation import EvalOptions, place_tasks, select_tasks, split_names
+    from kquant_cli.hf.quiet import quiet
     from kquant_cli.report import evaluation_table
     from kquant_cli.runtime import load_model
 
@@ -109,8 +108,6 @@ def evaluate(
     if left_out := [name for name in tasks if name not in places]:
         _say(f"{model} has no checkpoint for {', '.join(left_out)}: left out")
     read = {name: tasks[name].read(options) for name in places}
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # what matters of its warnings is an error here
 
     @lru_cache(maxsize=1 if against is None else 2)
     def load(path: str, auto_class: str, revision: str | None) -> "LoadedModel":
@@ -124,11 +121,12 @@ def evaluate(
     results: list[Result] = []
     for name, place in places.items():
         chosen = tasks[name]
-        loaded = load(place, chosen.auto_class, revision)
-        original = load(originals[name], chosen.auto_class, None) if against is not None else None
-        with _progress(name, chosen.unit) as progress:
-            shown = replace(options, progress=progress)
-            results.append(chosen.run(loaded, read[name], shown, against=original))
+        with quiet():
+            loaded = load(place, chosen.auto_class, revision)
+            original = load(originals[name], chosen.auto_class, None) if against is not None else None
+            with _progress(name, chosen.unit) as progress:
+                shown = replace(options, progress=progress)
+                results.append(chosen.run(loaded, read[name], shown, against=original))
         _keep(results[-1])
     console.print(evaluation_table([result.to_dict() for result in results]))
     for result in results:

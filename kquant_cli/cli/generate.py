@@ -39,16 +39,27 @@ def generate(
 
     Example: kquant generate bundles/demo-4bit --prompt "The lighthouse" --max-new-tokens 40 --temperature 0.7
     """
+    from kquant_cli.hf.quiet import quiet
+
+    _check(max_new_tokens, temperature, seed)
+    text = _text(prompt)
+    with quiet():
+        count, seconds = _write(
+            bundle_or_newest(bundle, "writing with"), text, max_new_tokens, temperature, seed, chat, device, dtype
+        )
+    log.print(f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second", highlight=False)
+
+
+def _write(
+    path: str, text: str, max_new_tokens: int, temperature: float, seed: int, chat: bool, device: str, dtype: str
+) -> tuple[int, float]:
+    """Write what the model at `path` makes of `text` to standard output: how many tokens, and in how many seconds."""
     import torch
     import transformers
 
     from kquant_cli.runtime import load_model
 
-    _check(max_new_tokens, temperature, seed)
-    text = _text(prompt)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    loaded = load_model(bundle_or_newest(bundle, "writing with"), device=device, dtype=dtype)
+    loaded = load_model(path, device=device, dtype=dtype)
     inputs, room = _inputs(loaded, text, chat)
     torch.manual_seed(seed)
     # One beam, whatever the model's own settings: several cannot be streamed.
@@ -63,8 +74,7 @@ def generate(
     with torch.inference_mode():
         made = model.generate(**inputs, **settings, streamer=streamer)
     seconds = time.perf_counter() - started
-    count = made.shape[1] - inputs["input_ids"].shape[1]
-    log.print(f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second", highlight=False)
+    return made.shape[1] - inputs["input_ids"].shape[1], seconds
 
 
 def _text(prompt: str) -> str:
@@ -98,6 +108,7 @@ def _inputs(loaded: LoadedModel, text: str, chat: bool) -> tuple[dict[str, Any],
     KQuantError for a prompt without tokens or with too many, and for a chat with a model that has no template.
     """
     from kquant_cli.errors import KQuantError
+    from kquant_cli.hf.limits import longest_input
 
     tokenizer = loaded.tokenizer
     if not chat:
@@ -109,7 +120,7 @@ def _inputs(loaded: LoadedModel, text: str, chat: bool) -> tuple[dict[str, Any],
         inputs = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = longest_input(loaded.model)
     length = inputs["input_ids"].shape[1]
     if not length:
         raise KQuantError(f"--prompt has nothing that the tokenizer of {loaded.path} knows: give another text")

@@ -33,6 +33,7 @@ from kquant_cli.compress.plan import Job, Plan
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.quiet import quiet
 
 SAMPLED_ROWS = 64  # of each matrix that other encoders try a channel scale on
 
@@ -160,7 +161,6 @@ def _allocate(
     say: Callable[[str], None],
 ) -> AllocationPlan:
     """The level counts of all matrices within the average; those of a rule with bits or levels of its own stay."""
-    from kquant_cli.calibration.lazy_model import quiet  # noqa: PLC0415
     from kquant_cli.calibration.sensitivity_cache import load_or_measure  # noqa: PLC0415 - imports transformers
 
     config = plan.config

@@ -2,8 +2,8 @@
 
     KL(original || model) = sum_t p(t) (log p(t) - log q(t)),      p of the original, q of the model, t the next token
 
-in float64: for a good encoding it is a small difference of large logarithms. Agreement is that of the most likely
-token. Both models read the same tokens at the same time, for nobody keeps one's logits until the other's come.
+in float64. Agreement is that of the most likely token. Both models read the same tokens at the same time, for nobody
+keeps one's logits until the other's come.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from typing import Final
 
 import torch
 
+from kquant_cli.divergence import kl_divergence
 from kquant_cli.evaluation.losses import TokenLosses, token_losses
 
 POSITIONS: Final = 64  # of which several float64 tables are held at a time
@@ -56,11 +57,5 @@ def _piece(logits: torch.Tensor, reference: torch.Tensor, targets: torch.Tensor)
     first, reference_first = logits.argmax(dim=1), reference.argmax(dim=1)
     yield (first == targets).double()
     yield (reference_first == targets).double()
-    yield divergence(reference, logits)
+    yield kl_divergence(reference.double(), logits.double())
     yield (first == reference_first).double()
-
-
-def divergence(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL(softmax(reference) || softmax(logits)) of each row, in nats (n,), from two tables of logits (n, outcomes)."""
-    log_p, log_q = reference.double().log_softmax(dim=1), logits.double().log_softmax(dim=1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1)

@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch.nn import functional
 
+from kquant_cli.hf.tokens import vocabulary
 from kquant_cli.runtime import input_device
 
 POSITIONS: Final = 512  # of which logits are held in float32 at a time; small pieces cost threads their time
@@ -108,9 +109,3 @@ def last(tokens: torch.Tensor, predictions: int) -> torch.Tensor:
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-log p(target) in nats (n,), from logits (n, vocabulary) and the tokens that came (n,)."""
     return functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
-
-
-def vocabulary(model: transformers.PreTrainedModel) -> int:
-    """How many tokens the model has embeddings for."""
-    embeddings: Any = model.get_input_embeddings()
-    return embeddings.weight.shape[0]

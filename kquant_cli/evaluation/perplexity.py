@@ -13,13 +13,14 @@ import torch
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation.comparison import compare
 from kquant_cli.evaluation.jackknife import means_left_out, standard_error
-from kquant_cli.evaluation.losses import TokenLosses, last, vocabulary
+from kquant_cli.evaluation.losses import TokenLosses, last
 from kquant_cli.evaluation.options import EvalOptions, Progress
 from kquant_cli.evaluation.precision import full_float32
 from kquant_cli.evaluation.result import Against, Estimate, Result, common, dtype_name
 from kquant_cli.evaluation.texts import Text
 from kquant_cli.evaluation.tokens import require_comparable, require_known, require_same_tokens
 from kquant_cli.evaluation.windows import Protocol, Window, select, settle, shared_maximum
+from kquant_cli.hf.tokens import vocabulary
 from kquant_cli.runtime import LoadedModel, input_device
 
 

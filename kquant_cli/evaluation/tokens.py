@@ -3,7 +3,7 @@
 import torch
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.evaluation.losses import vocabulary
+from kquant_cli.hf.tokens import vocabulary
 from kquant_cli.runtime import LoadedModel
 
 

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.limits import maximum_length
 
 PROTOCOLS: Final = ("gptq", "stride", "paper")
 GPTQ_WINDOW: Final = 2048
 DEFAULT_STRIDE: Final = 512
-# The names that configs give to the longest input, most common first.
-MAXIMUM_NAMES: Final = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -104,16 +103,9 @@ def select(windows: Sequence[Window], limit: int | None) -> Sequence[Window]:
     return windows if limit is None else windows[:limit]
 
 
-def maximum_window(config: Any) -> int | None:
-    """The longest input that a model's config allows, or None where it sets no bound."""
-    text_config = config.get_text_config()
-    found = (getattr(text_config, name, None) for name in MAXIMUM_NAMES)
-    return next((length for length in found if isinstance(length, int) and length > 0), None)
-
-
 def shared_maximum(configs: Sequence[Any]) -> int | None:
     """The longest input that all models' configs allow, or None where none sets a bound."""
-    return min((bound for config in configs if (bound := maximum_window(config)) is not None), default=None)
+    return min((bound for config in configs if (bound := maximum_length(config)) is not None), default=None)
 
 
 def bounded(seqlen: int | None, maximum: int | None) -> int | None:

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from kquant_cli.bundle import Bundle
+from kquant_cli.hf.model_class import chosen_class, read_config
 from kquant_cli.runtime.device_map import DeviceMap, with_offload
 
 
@@ -24,9 +25,9 @@ def load_dense_twin(
     """
     config = dense_config(bundle)
     decoded = dict(bundle.tensors(dtype if isinstance(dtype, torch.dtype) else None))
-    # The auto classes take no state dict without a path; the class that they choose does.
-    with torch.device("meta"):
-        model_class: Any = type(getattr(transformers, auto_class).from_config(config, trust_remote_code=False))
+    model_class: Any = chosen_class(
+        auto_class, config
+    )  # which takes a state dict without a path; an auto class does not
     load = partial(
         model_class.from_pretrained,
         None,
@@ -44,7 +45,7 @@ def load_dense_twin(
 
 def dense_config(bundle: Bundle) -> transformers.PreTrainedConfig:
     """The source checkpoint's config: the bundle's, without the part that says how its weights are encoded."""
-    config = transformers.AutoConfig.from_pretrained(bundle.path, trust_remote_code=False)
+    config = read_config(bundle.path)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config

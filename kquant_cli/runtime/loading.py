@@ -8,12 +8,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from kquant_cli import bundle as bundles
 from kquant_cli.bundle.format import MANIFEST
@@ -21,17 +19,14 @@ from kquant_cli.checkpoint import local_folder
 from kquant_cli.checkpoint.file_roles import ADAPTER_CONFIG, CONFIG, require_model
 from kquant_cli.devices import resolve_device, resolve_dtype
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.failures import FAILURES, VALUE_FAILURES, code_sentence, first_line, needs_code
+from kquant_cli.hf.tokens import read_tokenizer
 from kquant_cli.runtime.decoded_model import load_dense_twin
 from kquant_cli.runtime.device_map import DeviceMap, devices_in_words, input_device, require_way, with_offload
-from kquant_cli.runtime.parameter_names import CannotRunFromCodesError
+from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
 from kquant_cli.runtime.quantizer import is_from_bundle, register
 
 T = TypeVar("T")
-
-# What they raise for values of config.json that they cannot use, such as a hidden_size of null.
-VALUE_ERRORS: Final = (StrictDataclassError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
-# What transformers, safetensors and the hub raise for a checkpoint that is absent, damaged or of an unknown kind.
-LOADING_ERRORS: Final = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *VALUE_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -63,20 +58,13 @@ class LoadedModel:
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights, read when first asked for; KQuantError where there is none."""
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                self.path, revision=self.revision, trust_remote_code=False
-            )
-        except LOADING_ERRORS as error:
-            if _needs_code(error):
+            return read_tokenizer(self.path, self.revision)
+        except FAILURES as error:
+            if needs_code(error):
                 raise KQuantError(_code_sentence(f"the tokenizer of {self.path}")) from error
-            raise KQuantError(self._no_tokenizer()) from error
-        # Without files, some architectures give a tokenizer that knows special tokens alone.
-        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-            raise KQuantError(self._no_tokenizer())
-        return tokenizer
-
-    def _no_tokenizer(self) -> str:
-        return f"{self.path} has no tokenizer that transformers can read: put its tokenizer.json beside the weights"
+            raise KQuantError(
+                f"{self.path} has no tokenizer that transformers can read: put its tokenizer.json beside the weights"
+            ) from error
 
 
 def load_model(
@@ -202,27 +190,19 @@ def _or_sentence(load: Callable[[], T], what: str) -> T:
     """What `load` returns; its own failure as one sentence about `what`."""
     try:
         return load()
-    except LOADING_ERRORS as error:
-        if _needs_code(error):
+    except FAILURES as error:
+        if needs_code(error):
             raise KQuantError(_code_sentence(what)) from error
         raise KQuantError(f"{what} cannot be loaded: {_reason(error).rstrip('.')}") from error
 
 
 def _reason(error: Exception) -> str:
     """What `error` says in one line: the first, except where only all of them name the value that does not fit."""
-    if isinstance(error, VALUE_ERRORS):
+    if isinstance(error, VALUE_FAILURES):
         said = " ".join(str(error).split())
         return f"its {CONFIG} seems to hold a value that transformers cannot use ({type(error).__name__}: {said})"
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _needs_code(error: Exception) -> bool:
-    """Whether transformers asks for leave to run the checkpoint's code, which it says in words alone."""
-    return isinstance(error, ValueError) and "trust_remote_code=True" in str(error)
+    return first_line(error, type(error).__name__)
 
 
 def _code_sentence(what: str) -> str:
-    return (
-        f"{what} needs Python code that comes with it (auto_map), which kquant never runs: "
-        "give a model that transformers itself knows"
-    )
+    return f"{code_sentence(what, ' (auto_map)')}: give a model that transformers itself knows"

@@ -17,11 +17,11 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.files.safetensors_format import TensorInfo
 from kquant_cli.files.safetensors_reader import read_header, read_tensor
 from kquant_cli.runtime.linear import KashinLinear
-from kquant_cli.runtime.parameter_names import (
+from kquant_cli.runtime.linear_modules import (
     CannotRunFromCodesError,
-    find_places,
+    find_modules,
     require_linear,
-    require_same_places,
+    require_same_modules,
 )
 
 CHANNEL_SCALE = "weight_channel_scale"
@@ -47,25 +47,25 @@ def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -
     layouts = read_layouts(folder, config)
     infos: dict[str, TensorInfo] = {name: info for file in files for name, info in read_header(file).items()}
     require_tensors(folder, infos, layouts)
-    places = find_places(model, layouts)
-    modules = {place.on_disk: place.module for place in places}
+    encoded = find_modules(model, layouts)
+    modules = {entry.on_disk: entry.module for entry in encoded}
     shared: dict[tuple[Any, ...], KashinLinear] = {}
     scales: dict[str, torch.Tensor] = {}
-    for place in places:
-        layout = layouts[place.on_disk]
-        _require_supported(place.on_disk, layout)
-        old: Any = require_linear(model, place, layout)
-        dtypes = {suffix: infos[f"{place.on_disk}.{suffix}"].dtype for suffix in layout.tensor_shapes()}
+    for entry in encoded:
+        layout = layouts[entry.on_disk]
+        _require_supported(entry.on_disk, layout)
+        old: Any = require_linear(model, entry, layout)
+        dtypes = {suffix: infos[f"{entry.on_disk}.{suffix}"].dtype for suffix in layout.tensor_shapes()}
         layer = KashinLinear(layout, old.bias, dtypes, device="meta")
         if (owner := layout.channel_scale_from) is not None:
             if owner not in scales:
                 with torch.device("cpu"):  # transformers builds models under the meta device
                     scales[owner] = read_tensor(infos[f"{owner}.{CHANNEL_SCALE}"])
             layer.channel_scale = [scales[owner]]
-        model.set_submodule(place.module, layer)
-        _share_coordinates(layer, place.module, owner or place.on_disk, shared)
-    require_same_places(model, places, layouts)
-    return {place.module: _renamed(layouts[place.on_disk], modules).to_dict() for place in places}
+        model.set_submodule(entry.module, layer)
+        _share_coordinates(layer, entry.module, owner or entry.on_disk, shared)
+    require_same_modules(model, encoded, layouts)
+    return {entry.module: _renamed(layouts[entry.on_disk], modules).to_dict() for entry in encoded}
 
 
 def kashin_layers(model: nn.Module) -> Iterator[tuple[str, KashinLinear]]:

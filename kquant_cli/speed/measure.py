@@ -15,9 +15,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import transformers
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.limits import longest_input
+from kquant_cli.hf.quiet import quiet
+from kquant_cli.hf.tokens import vocabulary
 from kquant_cli.process_memory import resident_set, return_freed_memory
 from kquant_cli.runtime import LoadedModel, load_model
 from kquant_cli.speed.floor import bytes_per_token, memory_bandwidth
@@ -55,16 +57,15 @@ class Measurement:
         return self.bandwidth / self.weight_bytes_per_token
 
 
+@quiet()
 def measure(path: str, device: str, dtype: str, workload: Workload, revision: str | None = None) -> Measurement:
     """Load the model at `path` and measure it; KQuantError where it cannot run the workload."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     before = resident_set("now")
     started = time.perf_counter()
     loaded = load_model(path, device=device, dtype=dtype, revision=revision)
     load_seconds = time.perf_counter() - started
     on_gpu = loaded.device.type == "cuda"
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = longest_input(loaded.model)
     if limit is not None and workload.prompt + workload.new > limit:
         raise KQuantError(
             f"{path} has a maximum of {limit} tokens, fewer than {workload.prompt} + {workload.new}: "
@@ -93,9 +94,8 @@ def measure(path: str, device: str, dtype: str, workload: Workload, revision: st
 def _run(loaded: LoadedModel, workload: Workload) -> tuple[list[float], list[float]]:
     """Seconds of each prefill, and of each decoded token after it; the first round, which compiles, is not counted."""
     model: Any = loaded.model
-    vocabulary = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(vocabulary, (1, workload.prompt), generator=generator).to(loaded.device)
+    prompt = torch.randint(vocabulary(model), (1, workload.prompt), generator=generator).to(loaded.device)
     prefills, decodes = [], []
     for repeat in range(workload.repeats + 1):
         output, seconds = _timed(partial(model, prompt, use_cache=True, logits_to_keep=1), loaded.device)

@@ -13,9 +13,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
-from kquant_cli.calibration.input_modules import place
-from kquant_cli.calibration.lazy_tensor import StoredTensor
-from kquant_cli.checkpoint import Matrix
+from kquant_cli.calibration.input_modules import find_input_modules
+from kquant_cli.calibration.lazy_model import load_lazy_model
+from kquant_cli.checkpoint import Matrix, open_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,32 @@ def test_a_tensor_that_the_model_does_not_use_is_missing(tmp_path: Path):
     assert len(references.by_member(statistics)) == 14
 
 
-def test_a_matrix_taken_for_the_wrong_orientation_is_missing():
-    layer = Conv1D(32, 32)
-    stored = StoredTensor.named("a.weight", (32, 32), torch.float32, lambda: torch.zeros(32, 32))
-    layer.weight = torch.nn.Parameter(stored, requires_grad=False)
-    right = place(layer, [Matrix("a", "a.weight", (32, 32), True)])["a"]
-    wrong = place(layer, [Matrix("a", "a.weight", (32, 32), False)])["a"]
-    assert right.modules == (layer,) and not wrong.modules and "other way round" in wrong.reason
+def test_a_matrix_taken_for_the_wrong_orientation_is_missing(tmp_path: Path):
+    checkpoint = open_checkpoint(tiny_models.make("gpt2", tmp_path / "gpt2"))
+    model = load_lazy_model(checkpoint, torch.device("cpu"))
+    (name,) = (name for name in checkpoint.tensors if name.endswith("h.1.attn.c_proj.weight"))
+    right = find_input_modules(model, [Matrix("a", name, (32, 32), True)], {})["a"]
+    wrong = find_input_modules(model, [Matrix("a", name, (32, 32), False)], {})["a"]
+    assert right.modules == (model.get_submodule("transformer.h.1.attn.c_proj"),)
+    assert isinstance(right.modules[0], Conv1D)
+    assert not wrong.modules and "other way round" in wrong.reason
+
+
+def test_a_square_part_of_a_fused_parameter_is_missing(tmp_path: Path):
+    folder = tiny_models.make("mixtral", tmp_path / "mixtral", intermediate_size=32)
+    model = load_lazy_model(open_checkpoint(folder), torch.device("cpu"))
+    name = "model.layers.0.block_sparse_moe.experts.1.w1.weight"
+    found = find_input_modules(model, [Matrix("a", name, (32, 32), False)], {})["a"]
+    assert not found.modules and "only parts of a tensor, and square" in found.reason
+
+
+@pytest.mark.parametrize("how", ["tied", "named twice"])
+def test_all_names_and_modules_of_a_table_are_looked_at(how: str, tmp_path: Path):
+    folder = tiny_models.make("llama", tmp_path / "llama", tie_word_embeddings=how == "tied")
+    model = load_lazy_model(open_checkpoint(folder), torch.device("cpu"))
+    tied = {"lm_head.weight": "model.embed_tokens.weight"} if how == "named twice" else {}
+    matrix = Matrix("a", "model.embed_tokens.weight", (128, 32), False)
+    assert find_input_modules(model, [matrix], tied)["a"].modules == (model.lm_head,)
 
 
 @pytest.mark.parametrize("how", ["shards", "bin", "odd name"])

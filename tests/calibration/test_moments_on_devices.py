@@ -10,7 +10,7 @@ import tiny_models
 import torch
 
 from kquant_cli.calibration import collect
-from kquant_cli.calibration.lazy_model import load_skeleton
+from kquant_cli.calibration.lazy_model import load_lazy_model
 from kquant_cli.checkpoint import open_checkpoint
 
 
@@ -18,7 +18,7 @@ from kquant_cli.checkpoint import open_checkpoint
 def test_elsewhere_the_checkpoints_dtype_is_kept_and_all_is_read_onto_the_device(arch: str, tmp_path: Path):
     folder = tiny_models.make(arch, tmp_path / arch, save_dtype=torch.bfloat16)
     device = torch.device("meta")  # a device that any machine has; it only knows shapes
-    model = load_skeleton(open_checkpoint(folder), device)
+    model = load_lazy_model(open_checkpoint(folder), device)
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     if arch == "bert":  # the others look at the values of tokens or positions

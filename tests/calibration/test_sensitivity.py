@@ -156,15 +156,15 @@ def test_fused_experts_are_measured_one_by_one(tmp_path: Path) -> None:
 def test_a_matrix_without_effect_or_place_gets_the_mean_of_the_others(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = sensitivity.find_places
+    real = sensitivity.find_matrices
     dead = torch.randn(32, 32)
 
     def lose(*args: object) -> dict[str, object]:
         places = real(*args)  # type: ignore[arg-type]
         q, k = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
-        return {**places, q: None, k: sensitivity.Place(dead, frozenset({"model.layers.0"}))}
+        return {**places, q: None, k: sensitivity.MatrixView(dead, frozenset({"model.layers.0"}))}
 
-    monkeypatch.setattr(sensitivity, "find_places", lose)
+    monkeypatch.setattr(sensitivity, "find_matrices", lose)
     notes: list[str] = []
     found = list(measure(tiny_llama, say=notes.append).items())
     lost = {name: value for name, value in found if name.startswith("model.layers.0.self_attn.") and name[-6] in "qk"}
@@ -218,7 +218,7 @@ def test_a_checkpoint_that_names_no_architecture_is_taken_for_a_causal_model(tmp
 def test_texts_that_are_of_no_use_are_refused(tmp_path: Path) -> None:
     folder = tiny_text_models.make(tmp_path / "model")
     text = tmp_path / "text.txt"
-    with pytest.raises(KQuantError, match=r"text\.txt cannot be read .*give the path of a text file"):
+    with pytest.raises(KQuantError, match=r"text\.txt cannot be read .*expected a UTF-8 text file, or 'data-free'"):
         measure(folder, str(text))
     text.write_text("ka shin", encoding="utf-8")
     with pytest.raises(KQuantError, match=r"text\.txt gives \d+ tokens, expected 496 or more .*: give a longer text"):

@@ -8,14 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_text_models
 from safetensors.torch import load_file
 
+from kquant_cli.cli.bench import _prompt_that_fits
 from kquant_cli.demo import demo_model_path
+from kquant_cli.errors import KQuantError
+from kquant_cli.speed.measure import Workload, measure
 
 
 def test_a_bundle_beside_the_dense_model(demo_bundle: Path, kquant: Any, tmp_path: Path) -> None:
@@ -84,3 +89,21 @@ def test_the_default_prompt_fits_the_model(demo_bundle: Path, kquant: Any, tmp_p
     outcome = kquant("bench", demo_bundle, "--rounds", 1, "--json", tmp_path / "speed.json")
     assert outcome.code == 0, outcome.err
     assert json.loads((tmp_path / "speed.json").read_text())["workload"]["prompt"] == 224
+
+
+@pytest.mark.parametrize("make", [tiny_text_models.make_mpt, partial(tiny_text_models.make, arch="gpt2")])
+def test_the_maximum_has_many_names(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """MPT's config calls it max_seq_len, GPT-2's n_positions: 64 tokens here."""
+    folder = str(make(tmp_path / "model"))
+    assert _prompt_that_fits(folder, 32) == 32
+    assert _prompt_that_fits(folder, 64) == 1
+    with pytest.raises(KQuantError, match=r"has a maximum of 64 tokens, fewer than 60 \+ 5"):
+        measure(folder, "cpu", "float32", Workload(60, 5))
+    assert measure(folder, "cpu", "float32", Workload(60, 4, 1)).decode_tokens_per_second > 0
+
+
+def test_the_default_prompt_where_nothing_is_known(tmp_path: Path) -> None:
+    assert _prompt_that_fits("some-one/on-the-hub", 32) == 256
+    for content in ("{", "[]", '{"model_type": "zebra"}', '{"model_type": "mamba"}'):
+        (tmp_path / "config.json").write_text(content)
+        assert _prompt_that_fits(str(tmp_path), 32) == 256

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_text_models
 import tokenizers
 import torch
 import transformers
@@ -89,6 +92,20 @@ def test_the_models_maximum_ends_the_text(demo_bundle: Path, kquant: Any) -> Non
     outcome = kquant("generate", demo_bundle, "--prompt", "the sea " * 120, "--max-new-tokens", 9999)
     assert outcome.code == 0
     assert 0 < int(outcome.err.split(" tokens in")[0].split()[-1]) < 256
+
+
+@pytest.mark.parametrize("make", [tiny_text_models.make_mpt, partial(tiny_text_models.make, arch="gpt2")])
+def test_the_maximum_has_many_names(make: Callable[[Path], Path], kquant: Any, tmp_path: Path) -> None:
+    """MPT's config calls it max_seq_len, GPT-2's n_positions: 64 tokens here."""
+    folder = make(tmp_path / "model")
+    transformers.GenerationConfig(eos_token_id=None).save_pretrained(folder)  # so that nothing else ends the text
+    outcome = kquant("generate", folder, "--prompt", "kashin", "--max-new-tokens", 9999)
+    assert outcome.code == 0, outcome.err
+    length = len(transformers.AutoTokenizer.from_pretrained(folder)("kashin")["input_ids"])
+    assert int(outcome.err.split(" tokens in")[0].split()[-1]) == 64 - length
+    outcome = kquant("generate", folder, "--prompt", "kashin " * 80)
+    assert outcome.code == 2
+    assert "reads at most 64: give a shorter one" in " ".join(outcome.err.split())
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,9 @@
 """The windows of the two protocols, against the loops that the field uses."""
 
-from types import SimpleNamespace
-
 import pytest
-import transformers
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.evaluation.windows import Protocol, Window, maximum_window, select, settle
+from kquant_cli.evaluation.windows import Protocol, Window, select, settle
 
 
 def test_gptq_windows_do_not_overlap_and_drop_the_tail() -> None:
@@ -97,13 +94,3 @@ def test_limit_takes_the_first_windows() -> None:
     assert select(windows, None) == select(windows, 99) == windows
     with pytest.raises(KQuantError, match="--limit 0"):
         select(windows, 0)
-
-
-def test_the_maximum_is_found_under_each_architectures_name() -> None:
-    assert maximum_window(transformers.OPTConfig()) == 2048
-    assert maximum_window(transformers.GPT2Config(n_positions=77)) == 77
-    assert maximum_window(transformers.LlamaConfig(max_position_embeddings=99)) == 99
-    assert maximum_window(transformers.MptConfig(max_seq_len=55)) == 55
-    assert maximum_window(transformers.MambaConfig()) is None
-    nested = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=33))
-    assert maximum_window(nested) == 33

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kquant_cli.divergence import kl_divergence
 from kquant_cli.evaluation.classification.examples import Examples
 from kquant_cli.evaluation.classification.labels import label_order
 from kquant_cli.evaluation.classification.metrics import difference_error, measure
 from kquant_cli.evaluation.classification.outputs import longest_example, outputs
 from kquant_cli.evaluation.classification.spec import Spec
-from kquant_cli.evaluation.comparison import divergence
 from kquant_cli.evaluation.jackknife import means_left_out, standard_error
 from kquant_cli.evaluation.options import EvalOptions, Progress
 from kquant_cli.evaluation.result import Against, Estimate, ScoresOverExamples, common, dtype_name
@@ -134,7 +134,7 @@ def _against(
         )
         for name, (metric, end) in named.items()
     }
-    kl = np.concatenate([divergence(theirs[end].logits, ours[end].logits).numpy() for end in labels])
+    kl = np.concatenate([kl_divergence(theirs[end].logits, ours[end].logits).numpy() for end in labels])
     same = np.concatenate([ours[end].predictions == theirs[end].predictions for end in labels])
     return Against(
         model=original.path,

@@ -12,7 +12,7 @@ from kquant_cli.evaluation.options import Progress
 from kquant_cli.evaluation.precision import full_float32
 from kquant_cli.evaluation.result import dtype_name
 from kquant_cli.evaluation.tokens import require_known
-from kquant_cli.evaluation.windows import maximum_window
+from kquant_cli.hf.limits import longest_input
 from kquant_cli.runtime import LoadedModel
 
 MAX_LENGTH: Final = 128  # run_glue's max_seq_length
@@ -54,12 +54,8 @@ def outputs(
 
 def longest_example(loaded: LoadedModel, asked: int | None) -> int:
     """How many tokens of an example the model reads: `asked`, or run_glue's 128, and no more than it can."""
-    positions = getattr(getattr(loaded.model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(positions, "padding_idx", None)
-    first = 0 if padding is None else padding + 1  # RoBERTa and its kin count positions from there
-    maximum = maximum_window(loaded.model.config)
-    bound = loaded.tokenizer.model_max_length
-    bound = bound if maximum is None else min(bound, maximum - first)
+    maximum, bound = longest_input(loaded.model), loaded.tokenizer.model_max_length
+    bound = bound if maximum is None else min(bound, maximum)
     if asked is None:
         return min(MAX_LENGTH, bound)
     least = loaded.tokenizer.num_special_tokens_to_add(pair=True) + 2

@@ -1,0 +1,51 @@
+"""Where the tokens come from that a model is measured on: random ones, or a text file of the user's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from kquant_cli.errors import KQuantError
+
+RANDOM: Final = "random"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text, or random tokens where `text` is None; `description` is "random", or the file's name and `sha256`."""
+
+    name: str
+    description: str
+    text: str | None = None
+    sha256: str | None = None
+
+
+def open_source(stats: str, word: str = RANDOM) -> Source:
+    """Random tokens for "random", else the text file of that name; `word`: what a user calls random tokens here.
+
+    Raises KQuantError when the file cannot be read, is not UTF-8, or is empty.
+    """
+    if stats == word:
+        return Source(RANDOM, RANDOM)
+    path = Path(stats)
+    expected = f"expected a UTF-8 text file, or {word!r} for random tokens"
+    try:
+        path = path.expanduser()
+        content = path.read_bytes()
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise KQuantError(f"{path} is not UTF-8 text (byte {error.start}): {expected}; convert it to UTF-8") from error
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such user; ValueError: a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise KQuantError(f"{path} cannot be read ({reason}): {expected}; check the path") from error
+    if not text.strip():
+        raise KQuantError(f"{path} is empty: {expected}; give a file with some pages of text")
+    digest = sha256(content).hexdigest()
+    return Source(str(path), f"{path.name} (SHA-256 {digest})", text, digest)
+
+
+def describe_source(stats: str, word: str = RANDOM) -> str:
+    """What the numbers depend on: "random", or the name and the SHA-256 of the text; KQuantError as `open_source`."""
+    return open_source(stats, word).description
