@@ -16,7 +16,8 @@ import transformers
 from kquant_cli.evaluation import TASKS, EvalOptions
 from kquant_cli.evaluation.classification import ClassificationResult, outputs
 from kquant_cli.evaluation.tasks.glue import SPECS
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 OUTPUTS = {spec.name: spec.outputs for spec in SPECS}

@@ -16,7 +16,8 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import TASKS, EvalOptions, select_tasks
 from kquant_cli.evaluation.harness import HarnessResult
 from kquant_cli.evaluation.tasks.lm_eval import harness_task
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 KQuant = Callable[..., Any]
 

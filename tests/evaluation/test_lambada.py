@@ -15,7 +15,8 @@ import transformers
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import TASKS, EvalOptions, losses, perplexity
 from kquant_cli.evaluation.last_word import LastWordResult
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 WORDS = tiny_text_models.text(900, seed=11).replace("\n", " ").split()
 TEXTS = [" ".join(WORDS[i * 9 : i * 9 + 5 + i % 4]) for i in range(40)]

@@ -14,7 +14,8 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import EvalOptions, perplexity
 from kquant_cli.evaluation.losses import TokenLosses
 from kquant_cli.evaluation.texts import Text
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 TEXT = Text(tiny_text_models.text(), "made-up prose")
 TINY_STORIES = Path(__file__).resolve().parents[3] / "shared/models/TinyStories-656K"

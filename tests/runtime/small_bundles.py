@@ -13,7 +13,7 @@ from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.compress import pipeline
 from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import CompressConfig
-from kquant_cli.runtime.decoded_model import load_dense_twin
+from kquant_cli.runtime.decoded_model import load_decoded
 
 QUICK = {"effort": "fast", "stats": "none"}
 
@@ -33,7 +33,7 @@ def compress(source: Path, out: Path, **settings: Any) -> Path:
 
 def twin_of(bundle: Path, auto_class: str, dtype: torch.dtype = torch.float32) -> Any:
     """The dense twin of a bundle: what its codes are to compute."""
-    return load_dense_twin(open_bundle(bundle), auto_class, None, dtype)[0].eval()
+    return load_decoded(open_bundle(bundle), auto_class, None, dtype)[0].eval()
 
 
 def logits(model: Any, tokens: torch.Tensor | None = None) -> torch.Tensor:
