@@ -1,0 +1,40 @@
+"""Stand-ins for `kquant_cli.speed.measure`, for processes that are to import no torch and transformers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, Never
+
+from kquant_cli.errors import KQuantError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """As the real one."""
+
+    prompt: int = 256
+    new: int = 32
+
+
+class Measurement:
+    """Of which nothing is made here."""
+
+
+def measure(path: str, *_: Any) -> Never:
+    """Say that it has begun, and go on for longer than a test waits."""
+    print(f"measuring {path}", file=sys.stderr, flush=True)
+    time.sleep(600)
+    raise TimeoutError
+
+
+def refuse(path: str, *_: Any) -> Never:
+    """A sentence for the user."""
+    raise KQuantError(f"{path} cannot be measured")
+
+
+def die(path: str, *_: Any) -> Never:
+    """As a process does where memory runs out."""
+    os._exit(9)
