@@ -6,9 +6,14 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from typing import Any, Never
 
 from kquant_cli.errors import KQuantError
+
+if parent_process() is not None and "IMPORTS_SLOWLY" in os.environ:  # as torch and transformers do
+    print("importing", file=sys.stderr, flush=True)
+    time.sleep(1)
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,10 @@ main(sys.argv[1:])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a terminal's Ctrl-C is a signal to the group of processes")
-@pytest.mark.parametrize("when", ["round 1 of 1000", "measuring"], ids=["while it starts", "while it measures"])
+@pytest.mark.parametrize("when", ["round 1 of 1000", "importing", "measuring"])
 def test_ctrl_c_ends_it_without_a_trace(when: str, demo_bundle: Path) -> None:
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it by default
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "IMPORTS_SLOWLY": "1"}
     command = [sys.executable, "-c", COMMAND, "bench", str(demo_bundle), "--rounds", "1000"]
     settings: dict[str, Any] = {"start_new_session": True, "preexec_fn": listen, "env": environment}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **settings)
