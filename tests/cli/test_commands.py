@@ -333,7 +333,7 @@ def test_interrupt_from_outside_and_go_on(kquant, tmp_path):
     """Ctrl-C in the middle: code 130, no bundle, and the same command finishes it with the finished layers taken up."""
     source = tiny_models.make("llama", tmp_path / "source", num_hidden_layers=4)
     command = ["compress", str(source), "-o", str(tmp_path / "b"), *PAPER, "--tol", "0", "--form", "vector"]
-    command += ["--max-iter", "400", "--restarts", "1"]
+    command += ["--max-iter", "200", "--restarts", "1"]
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it by default
     process = subprocess.Popen([*KQUANT, *command], stderr=subprocess.PIPE, text=True, preexec_fn=listen)  # noqa: PLW1509
     assert process.stderr is not None
