@@ -15,7 +15,12 @@ from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import CompressConfig
 from kquant_cli.runtime.decoded_model import load_decoded
 
-QUICK = {"effort": "fast", "stats": "none"}
+QUICK: dict[str, dict[str, Any]] = {
+    "annealed": {"effort": "fast", "stats": "none"},
+    "greedy": {"max_iter": 5, "restarts": 1, "kmeans_iter": 10},
+    "kmeans": {"restarts": 1, "kmeans_iter": 10},
+    "uniform": {},
+}
 
 
 def bundle_of(arch: str, folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> Path:
@@ -26,8 +31,8 @@ def bundle_of(arch: str, folder: Path, model: dict[str, Any] | None = None, **se
 
 def compress(source: Path, out: Path, **settings: Any) -> Path:
     """Compress `source` into the folder `out` and return it."""
-    chosen = {**(QUICK if settings.get("encoder", "annealed") == "annealed" else {"max_iter": 5}), **settings}
-    pipeline.compress(make_plan(open_checkpoint(source), CompressConfig(**chosen)), out)
+    config = CompressConfig(**{**QUICK[settings.get("encoder", "annealed")], **settings})
+    pipeline.compress(make_plan(open_checkpoint(source), config), out)
     return out
 
 
