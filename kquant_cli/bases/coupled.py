@@ -74,11 +74,6 @@ class CoupledBases:
         """Q^T x for rows x (rows, size)."""
         return self._transform(make).apply(x * self._second_signs(x))
 
-    def coordinates(self, x: Tensor, make: Make = basis_for) -> tuple[Tensor, Tensor]:
-        """A^T x and B^T x for rows x (rows, size)."""
-        a = make(self.first).adjoint(x)
-        return a, self.couple_adjoint(a, make)
-
     def loop_tables(self) -> LoopTables | None:
         """The tables of the compiled loops; None where C is too large for them."""
         return _loop_tables(self.size, self.seed) if power_and_order(self.size)[1] <= LARGEST_DENSE else None

@@ -1,10 +1,14 @@
-"""Second moments of the layers' inputs, from random tokens or text, block by block, and the channel scales they give.
+"""What is measured of a model before it is encoded, on random tokens or a text.
+
+moments          E[y_j^2] of every layer's input, block by block (collect_moments, moments_cache), and from them channel
+                 scales (channel_scaling); of the model a module at a time is in memory (lazy_*)
+sensitivity      how much the predictions suffer from an error in each matrix (sensitivity, sensitivity_cache)
 
 statistics = collect(checkpoint, [matrix.name for matrix in selection.matrices], "random", seed=0, device="cpu")
 for group in statistics.groups:
     scale = white_error_scale(column_energy(weights_of(group.members)), group.second_moments)
 
-Importing this room does not import transformers, which takes seconds; collecting does.
+Importing this room does not import transformers, which takes seconds; measuring does.
 """
 
 from kquant_cli.calibration.channel_scaling import (

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import transformers
 
-from kquant_cli.calibration.lazy_parameters import stream_parameters
-from kquant_cli.calibration.lazy_tensor import StoredTensor
+from kquant_cli.calibration.lazy_parameters import load_on_demand
+from kquant_cli.calibration.lazy_tensor import LazyTensor
 from kquant_cli.calibration.unavailable import StatisticsUnavailable, or_unavailable
 from kquant_cli.checkpoint import Checkpoint
 from kquant_cli.hf.model_class import chosen_class, named_class, read_config
@@ -47,7 +47,7 @@ def load_lazy_model(checkpoint: Checkpoint, device: torch.device) -> transformer
             raise StatisticsUnavailable(f"{checkpoint.name} is no language model: it reads {model.main_input_name}")
         for part in (model.config, model.config.get_text_config()):
             part.use_cache = False  # keys and values of all blocks would stay in memory
-    stream_parameters(model, device)
+    load_on_demand(model, device)
     return model.eval()
 
 
@@ -68,7 +68,7 @@ def _build(
 ) -> tuple[transformers.PreTrainedModel, set[str]]:
     """The model, and the names of the parameters that nothing on disk fills."""
     state = {
-        name: StoredTensor.on_disk(info.shape, info.dtype, lambda name=name: checkpoint.read(name))  # type: ignore[misc]
+        name: LazyTensor.on_disk(info.shape, info.dtype, lambda name=name: checkpoint.read(name))  # type: ignore[misc]
         for name, info in checkpoint.tensors.items()
     }
     for name, kept in checkpoint.tied.items():

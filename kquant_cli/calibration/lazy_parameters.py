@@ -9,12 +9,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from kquant_cli.calibration.lazy_tensor import StoredTensor
+from kquant_cli.calibration.lazy_tensor import LazyTensor
 
 TRIMMED: Final = 1 << 22  # bytes of parameters after which freed memory is given back to the system
 
 
-def stream_parameters(model: nn.Module, device: torch.device) -> None:
+def load_on_demand(model: nn.Module, device: torch.device) -> None:
     """Have `model` run on `device`: what is in memory moves there, each parameter on disk is read when its module runs.
 
     Of an embedding's table, the rows are read as they are looked up (lazy_tensor.py).
@@ -30,7 +30,7 @@ def stream_parameters(model: nn.Module, device: torch.device) -> None:
                 if id(tensor) not in moved:
                     moved[id(tensor)] = tensor, _moved(tensor, device)
                 tensors[name] = moved[id(tensor)][1]
-        on_disk: dict[str, Any] = {n: t for n, t in module._parameters.items() if isinstance(t, StoredTensor)}
+        on_disk: dict[str, Any] = {n: t for n, t in module._parameters.items() if isinstance(t, LazyTensor)}
         if on_disk and not isinstance(module, nn.Embedding):
             _stream(module, on_disk, freed)
 
@@ -53,8 +53,8 @@ class Freed:
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor for `device`: a parameter stays on disk, if it is there; a buffer is read."""
     if not isinstance(tensor, nn.Parameter):
-        return (tensor.read() if isinstance(tensor, StoredTensor) else tensor).to(device)
-    return nn.Parameter(tensor.on(device) if isinstance(tensor, StoredTensor) else tensor.to(device), False)
+        return (tensor.read() if isinstance(tensor, LazyTensor) else tensor).to(device)
+    return nn.Parameter(tensor.on(device) if isinstance(tensor, LazyTensor) else tensor.to(device), False)
 
 
 def _stream(module: nn.Module, on_disk: dict[str, Any], freed: Freed) -> None:

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 KEEPS_VALUES = frozenset((aten.alias.default, aten.detach.default, aten._to_copy.default, aten.clone.default))
 
 
-class StoredTensor(Tensor):
+class LazyTensor(Tensor):
     """A tensor on disk, or what becomes of some.
 
     `is_copy`: it is one tensor on disk, unchanged but for dtype and device. `before_cast`: the same in its dtype on
@@ -27,7 +27,7 @@ class StoredTensor(Tensor):
 
     read: Callable[[], Tensor]
     is_copy: bool
-    before_cast: StoredTensor | None
+    before_cast: LazyTensor | None
 
     @staticmethod
     def __new__(  # noqa: D102 (as all tensors that wrap nothing are made)
@@ -36,26 +36,26 @@ class StoredTensor(Tensor):
         device: torch.device,
         read: Callable[[], Tensor],
         is_copy: bool = True,
-        before_cast: StoredTensor | None = None,
-    ) -> StoredTensor:
+        before_cast: LazyTensor | None = None,
+    ) -> LazyTensor:
         made = Tensor._make_wrapper_subclass(cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device)
         made.read, made.is_copy, made.before_cast = read, is_copy, before_cast
         return made
 
     @classmethod
-    def on_disk(cls, shape: tuple[int, ...], dtype: torch.dtype, read: Callable[[], Tensor]) -> StoredTensor:
+    def on_disk(cls, shape: tuple[int, ...], dtype: torch.dtype, read: Callable[[], Tensor]) -> LazyTensor:
         """The tensor on disk that `read` gives."""
         like = torch.empty(shape, dtype=dtype, device="meta")
         return cls(like, torch.device("cpu"), read)
 
-    def on(self, device: torch.device) -> StoredTensor:
+    def on(self, device: torch.device) -> LazyTensor:
         """The same, to be read onto `device`."""
         like = torch.empty_strided(self.shape, self.stride(), dtype=self.dtype, device="meta")
         cast = None if self.before_cast is None else self.before_cast.on(device)
-        return StoredTensor(like, device, lambda: self.read().to(device), self.is_copy, cast)
+        return LazyTensor(like, device, lambda: self.read().to(device), self.is_copy, cast)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"StoredTensor({tuple(self.shape)}, {self.dtype})"
+        return f"LazyTensor({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -63,8 +63,8 @@ class StoredTensor(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        stored = [tensor for tensor in tensors if isinstance(tensor, StoredTensor)]
-        if func._schema.is_mutable and isinstance(args[0], StoredTensor):
+        stored = [tensor for tensor in tensors if isinstance(tensor, LazyTensor)]
+        if func._schema.is_mutable and isinstance(args[0], LazyTensor):
             raise RuntimeError(f"a weight would be changed in place by {func}")
         if func is aten.embedding.default and len(stored) == 1 and stored[0].before_cast is not None:
             # of a whole table, only the rows that are looked up are cast
@@ -83,22 +83,22 @@ class StoredTensor(Tensor):
             return func(*_read(args), **_read(kwargs))
 
         if isinstance(shapes, Tensor):
-            return StoredTensor(shapes, device, replay, is_copy, uncast)
+            return LazyTensor(shapes, device, replay, is_copy, uncast)
         if isinstance(shapes, (list, tuple)) and all(isinstance(shape, Tensor) for shape in shapes):
             return [
-                StoredTensor(shape, device, lambda n=number: replay()[n], is_copy=False)  # type: ignore[misc]
+                LazyTensor(shape, device, lambda n=number: replay()[n], is_copy=False)  # type: ignore[misc]
                 for number, shape in enumerate(shapes)
             ]
         return replay()
 
 
 def _read(values: Any) -> Any:
-    return tree_map_only(StoredTensor, lambda tensor: tensor.read(), values)
+    return tree_map_only(LazyTensor, lambda tensor: tensor.read(), values)
 
 
 def _like(values: Any) -> Any:
     return tree_map_only(
-        StoredTensor,
+        LazyTensor,
         lambda tensor: torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"),
         values,
     )

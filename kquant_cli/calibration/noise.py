@@ -1,7 +1,7 @@
 """Noise that stands for the error of an encoder that rotates the weight's inputs.
 
-Rotated encoders leave an error that is white within a row, of an energy in proportion to the row's (SCIENCE.md section
-4); where they encode W diag(d) and divide by d afterwards, it is so before the division:
+Rotated encoders leave an error that is white within a row, of an energy in proportion to the row's (docs/method.md);
+where they encode W diag(d) and divide by d afterwards, it is so before the division:
 
     E_ij = N_ij sqrt(eps / n sum_k (W_ik d_k)^2) / d_j ,    N_ij independent and standard normal, n = in_features
 """

@@ -1,7 +1,7 @@
 """What a model is run on: seeded random tokens, or those of a text.
 
-Uniformly random token ids do almost as well as text where only the loudness of channels is asked for (SCIENCE.md
-section 4), and need no data. Statistics take windows as long as the model can, of a text without special tokens; for
+Uniformly random token ids do almost as well as text where only the loudness of channels is asked for (docs/method.md),
+and need no data. Statistics take windows as long as the model can, of a text without special tokens; for
 sensitivities a sequence begins as the tokenizer begins a text, and models that give one distribution a sequence get
 many short ones instead of few long.
 """

@@ -12,7 +12,7 @@ from kquant_cli.bases import BasisSpec, basis_for
 from kquant_cli.bases.basis import Basis
 
 
-class HeldBases:
+class BasisCache:
     """Makes bases from their specs at the first call; copies and pickles start with none."""
 
     def __init__(self) -> None:
@@ -26,4 +26,4 @@ class HeldBases:
         return basis
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return HeldBases, ()
+        return BasisCache, ()

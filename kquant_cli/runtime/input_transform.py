@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 
 from kquant_cli.bases import BasisSpec
-from kquant_cli.runtime.basis_cache import HeldBases
+from kquant_cli.runtime.basis_cache import BasisCache
 from kquant_cli.runtime.basis_pair import adjoint_pair
 
 
 @dataclass
-class Coordinates:
+class InputTransform:
     """The change of coordinates that `readers` layers of one parent share."""
 
     right_u: BasisSpec | None
     right_v: BasisSpec | None
     columns: int  # of the codebook: with one there is no b
     readers: int = 1
-    bases: HeldBases = field(default_factory=HeldBases, init=False, repr=False, compare=False)
+    bases: BasisCache = field(default_factory=BasisCache, init=False, repr=False, compare=False)
     _kept: _Kept | None = field(default=None, init=False, repr=False, compare=False)
 
     def __call__(self, x: Tensor, channel_scale: Tensor | None, reader: object) -> tuple[Tensor, Tensor | None]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from kquant_cli.encoded import EncodedMatrix, Layout
-from kquant_cli.runtime.basis_cache import HeldBases
-from kquant_cli.runtime.input_transform import Coordinates
+from kquant_cli.runtime.basis_cache import BasisCache
+from kquant_cli.runtime.input_transform import InputTransform
 from kquant_cli.runtime.products import Packed, product
 
 DTYPES = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # others as stored, by default float16
@@ -50,8 +50,8 @@ class KashinLinear(nn.Module):
             empty = torch.empty(shape, dtype=dtype, device=device)
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
         self.register_parameter("bias", bias)
-        self.coordinates = Coordinates(layout.frame.right_u, layout.frame.right_v, layout.columns)
-        self.left_bases = HeldBases()
+        self.input_transform = InputTransform(layout.frame.right_u, layout.frame.right_v, layout.columns)
+        self.left_bases = BasisCache()
         self.channel_scale: list[Tensor] = []  # in a list, so that no module but its owner has it as a parameter
 
     @classmethod
@@ -72,7 +72,7 @@ class KashinLinear(nn.Module):
         the next has x's dtype.
         """
         frame = self.layout.frame
-        a, b = self.coordinates(x, self._channel_scale(), self)
+        a, b = self.input_transform(x, self._channel_scale(), self)
         if (col_scale := self._own("weight_col_scale")) is not None:
             a = a * col_scale.to(a.dtype)
             b = None if b is None else b * col_scale.to(a.dtype)

@@ -63,7 +63,7 @@ def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -
                     scales[owner] = read_tensor(infos[f"{owner}.{CHANNEL_SCALE}"])
             layer.channel_scale = [scales[owner]]
         model.set_submodule(entry.module, layer)
-        _share_coordinates(layer, entry.module, owner or entry.on_disk, shared)
+        _share_input_transform(layer, entry.module, owner or entry.on_disk, shared)
     require_same_modules(model, encoded, layouts)
     return {entry.module: _renamed(layouts[entry.on_disk], modules).to_dict() for entry in encoded}
 
@@ -101,7 +101,7 @@ def _require_supported(name: str, layout: Layout) -> None:
         )
 
 
-def _share_coordinates(
+def _share_input_transform(
     layer: KashinLinear, module: str, scale: str, shared: dict[tuple[Any, ...], KashinLinear]
 ) -> None:
     """Have the layers of one parent that may read one input compute its coordinates once."""
@@ -112,8 +112,8 @@ def _share_coordinates(
     key = (parent, layer.in_features, frame.right_u, frame.right_v, layout.columns, layout.channel_scale and scale)
     first = shared.setdefault(key, layer)
     if first is not layer:
-        first.coordinates.readers += 1
-        layer.coordinates = first.coordinates
+        first.input_transform.readers += 1
+        layer.input_transform = first.input_transform
 
 
 def _renamed(layout: Layout, modules: Mapping[str, str]) -> Layout:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from kquant_cli.calibration.lazy_parameters import stream_parameters
-from kquant_cli.calibration.lazy_tensor import StoredTensor
+from kquant_cli.calibration.lazy_parameters import load_on_demand
+from kquant_cli.calibration.lazy_tensor import LazyTensor
 
 
 class Disk:
@@ -16,13 +16,13 @@ class Disk:
     def __init__(self, **tensors: torch.Tensor) -> None:
         self.tensors, self.reads = tensors, dict.fromkeys(tensors, 0)
 
-    def stored(self, name: str) -> StoredTensor:
+    def stored(self, name: str) -> LazyTensor:
         def read() -> torch.Tensor:
             self.reads[name] += 1
             return self.tensors[name].clone()
 
         tensor = self.tensors[name]
-        return StoredTensor.on_disk(tuple(tensor.shape), tensor.dtype, read)
+        return LazyTensor.on_disk(tuple(tensor.shape), tensor.dtype, read)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_operations_among_stored_tensors_read_nothing(disk: Disk):
     fused = torch.cat([torch.stack([a.float(), b.float()]), torch.stack([b.float(), a.float()])], dim=1)
     first, second = fused.transpose(1, 2).chunk(2, dim=2)
     assert disk.reads == {"a": 0, "b": 0}
-    assert isinstance(second, StoredTensor) and not second.is_copy
+    assert isinstance(second, LazyTensor) and not second.is_copy
     assert second.shape == (2, 6, 4) and second.dtype == torch.float32
     expected = torch.stack([disk.tensors["b"], disk.tensors["a"]]).float().transpose(1, 2)
     assert torch.equal(second.read(), expected)
@@ -45,7 +45,7 @@ def test_operations_among_stored_tensors_read_nothing(disk: Disk):
 
 def test_a_copy_is_still_its_source(disk: Disk):
     copy = nn.Parameter(disk.stored("a")[...].to(torch.float32), requires_grad=False).detach()
-    assert isinstance(copy, StoredTensor) and copy.is_copy
+    assert isinstance(copy, LazyTensor) and copy.is_copy
     assert not copy.t().is_copy and not copy[:2].is_copy and not (copy * 2).is_copy
 
 
@@ -67,21 +67,21 @@ def test_a_weight_cannot_be_changed_in_place(disk: Disk):
 def test_a_module_has_its_parameters_while_it_runs_and_no_longer(disk: Disk):
     layer = nn.Linear(6, 4, bias=False)
     layer.weight = nn.Parameter(disk.stored("a").float(), requires_grad=False)
-    stream_parameters(layer, torch.device("cpu"))
+    load_on_demand(layer, torch.device("cpu"))
     kinds: list[type] = []
     layer.register_forward_pre_hook(lambda module, _: kinds.append(type(module.weight)))
     inputs = torch.ones(2, 6)
     assert torch.equal(layer(inputs), inputs @ disk.tensors["a"].float().T)
-    assert kinds == [nn.Parameter] and isinstance(layer.weight, StoredTensor) and disk.reads["a"] == 1
+    assert kinds == [nn.Parameter] and isinstance(layer.weight, LazyTensor) and disk.reads["a"] == 1
     with pytest.raises(RuntimeError):
         layer(torch.ones(2, 5))
-    assert isinstance(layer.weight, StoredTensor), "an error must not leave the weight in memory"
+    assert isinstance(layer.weight, LazyTensor), "an error must not leave the weight in memory"
 
 
 def test_a_weight_used_outside_its_module_is_read_for_that(disk: Disk):
     layer = nn.Linear(6, 4, bias=False)
     layer.weight = nn.Parameter(disk.stored("a").float(), requires_grad=False)
-    stream_parameters(layer, torch.device("cpu"))
+    load_on_demand(layer, torch.device("cpu"))
     inputs = torch.ones(2, 6)
     assert torch.equal(inputs @ layer.weight.T, inputs @ disk.tensors["a"].float().T)
 
@@ -89,7 +89,7 @@ def test_a_weight_used_outside_its_module_is_read_for_that(disk: Disk):
 def test_a_tied_parameter_stays_one(disk: Disk):
     first, second = nn.Linear(6, 4, bias=False), nn.Linear(6, 4, bias=False)
     first.weight = second.weight = nn.Parameter(disk.stored("a").float(), requires_grad=False)
-    stream_parameters(nn.ModuleList([first, second]), torch.device("cpu"))
+    load_on_demand(nn.ModuleList([first, second]), torch.device("cpu"))
     inputs = torch.ones(2, 6)
     assert torch.equal(first(inputs), second(inputs))
-    assert first.weight is second.weight and isinstance(first.weight, StoredTensor)
+    assert first.weight is second.weight and isinstance(first.weight, LazyTensor)

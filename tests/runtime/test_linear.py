@@ -146,21 +146,21 @@ def test_gradients_reach_the_input(frame: str) -> None:
 def siblings() -> tuple[KashinLinear, KashinLinear]:
     """Two layers that share an input's coordinates, as q and k do."""
     first, second = (KashinLinear.of(random_matrix(levels, frame=FRAMES["input side"])) for levels in (4, 16))
-    first.coordinates.readers = 2
-    second.coordinates = first.coordinates
+    first.input_transform.readers = 2
+    second.input_transform = first.input_transform
     return first, second
 
 
 def count(monkeypatch: pytest.MonkeyPatch, layer: KashinLinear) -> list[int]:
     """The number of changes of coordinates, as it grows."""
     calls = [0]
-    compute = layer.coordinates._compute
+    compute = layer.input_transform._compute
 
     def counted(*args: Any) -> Any:
         calls[0] += 1
         return compute(*args)
 
-    monkeypatch.setattr(layer.coordinates, "_compute", counted)
+    monkeypatch.setattr(layer.input_transform, "_compute", counted)
     return calls
 
 
@@ -173,7 +173,7 @@ def test_siblings_compute_the_coordinates_once(monkeypatch: pytest.MonkeyPatch, 
             for layer in siblings:
                 torch.testing.assert_close(layer(x), x @ layer.encoded().decode().T, rtol=1e-4, atol=1e-4)
             assert calls == [repeat]
-    assert siblings[0].coordinates._kept is None  # nothing stays once all have read
+    assert siblings[0].input_transform._kept is None  # nothing stays once all have read
 
 
 def test_another_or_a_changed_input_is_not_taken_for_the_first(siblings: Any) -> None:
@@ -207,10 +207,10 @@ def test_siblings_go_backward_one_after_the_other(siblings: Any) -> None:
 def test_coordinates_go_with_their_input(siblings: Any) -> None:
     x = torch.randn(3, COLUMNS)
     siblings[0](x)
-    assert siblings[0].coordinates._kept is not None
+    assert siblings[0].input_transform._kept is not None
     del x
     gc.collect()
-    assert siblings[0].coordinates._kept is None
+    assert siblings[0].input_transform._kept is None
 
 
 def test_bases_are_made_once_for_any_number_of_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +237,6 @@ def test_layers_are_copied_and_pickled(siblings: Any) -> None:
     x = torch.randn(3, COLUMNS)
     expected = siblings[0](x)
     for made in (copy.deepcopy(siblings), pickle.loads(pickle.dumps(siblings))):
-        assert made[0].coordinates is made[1].coordinates
-        assert made[0].coordinates._kept is None
+        assert made[0].input_transform is made[1].input_transform
+        assert made[0].input_transform._kept is None
         torch.testing.assert_close(made[0](x), expected)

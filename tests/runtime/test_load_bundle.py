@@ -109,9 +109,9 @@ def test_channel_scales_are_shared(llama: Path) -> None:
     assert any("channel_scale_from" in layout for layout in modules.values())
     model: Any = load(llama, dtype="float32")
     attention = model.model.layers[0].self_attn
-    assert attention.q_proj.coordinates is attention.k_proj.coordinates is attention.v_proj.coordinates
-    assert attention.q_proj.coordinates.readers == 3
-    assert attention.o_proj.coordinates is not attention.q_proj.coordinates
+    assert attention.q_proj.input_transform is attention.k_proj.input_transform is attention.v_proj.input_transform
+    assert attention.q_proj.input_transform.readers == 3
+    assert attention.o_proj.input_transform is not attention.q_proj.input_transform
     assert relative(logits(model), logits(twin_of(llama, "AutoModelForCausalLM"))) < 1e-5
 
 
