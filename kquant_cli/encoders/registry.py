@@ -15,7 +15,15 @@ from kquant_cli.encoders.kmeans import KMeans
 from kquant_cli.encoders.uniform import Uniform
 from kquant_cli.setting_types import Settings
 
-ENCODERS: dict[str, Encoder[Any]] = {encoder.name: encoder for encoder in (Annealed(), Greedy(), Uniform(), KMeans())}
+ENCODERS: dict[str, Encoder[Any]] = {
+    encoder.name: encoder
+    for encoder in (
+        Annealed(),
+        Greedy(),
+        Uniform(),
+        KMeans(),
+    )
+}
 DEFAULT = Annealed.name
 
 
