@@ -75,9 +75,7 @@ def compress(
             log.print("interrupted: the same command goes on from what is finished", highlight=False)
             raise typer.Exit(130) from None
         if not made:
-            log.print(
-                f"{out}: this very bundle is there already, complete; nothing to do", highlight=False, markup=False
-            )
+            log.print(f"{out}: this bundle is already there and complete; nothing to do", highlight=False, markup=False)
         values = summarise(open_bundle(out, verify=False))
         console.print(totals_table(values))
         console.print(f"bundle: {out}", highlight=False, markup=False)

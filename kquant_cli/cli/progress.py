@@ -94,5 +94,5 @@ def _line(done: Done) -> str:
     parts += [kept[record.outcome]] if record.outcome in kept else []
     parts += [f"relative error {record.relative_error:.4f}"] if record.outcome != "kept" else []
     rate = f"{done.job.weights / max(done.seconds, 1e-9) / 1e6:.2f} M weights/s"
-    parts.append("taken up from an earlier run" if done.resumed else rate)
+    parts.append("resumed from an earlier run" if done.resumed else rate)
     return "  ".join(parts)

@@ -74,7 +74,7 @@ def compress(
         plan = prepared.plan
         staging = Staging(out, " ".join([identity["fingerprint"], prepared.digest(), *versions.values()]))
         if staging.discarded:
-            say(f"unfinished work with other settings or weights in {staging.folder} was thrown away")
+            say(f"discarded unfinished work in {staging.folder}, which was of other settings or weights")
         if prepared.allocation is not None:
             say(prepared.allocation.sentence())
         for caution in _cautions(plan, device):

@@ -191,8 +191,8 @@ def _allocate(
         return plan_levels(weights, options, sensitivities, float(config.bits), source=config.sensitivity)
     except ValueError as error:
         raise KQuantError(
-            f"`bits` is {config.bits}, which is less than the fewest levels, with their codebooks and scales, take "
-            f"(rules for layers are kept); give more"
+            f"`bits` is {config.bits}, less than the fewest levels take with their codebooks and scales (rules for layers "
+            f"are kept); give more"
         ) from error
 
 

@@ -52,12 +52,12 @@ def _check_read(config: CompressConfig, flags: Mapping[str, Any]) -> None:
         readers = known[flag].encoders
         if readers and not encoders & set(readers):
             raise KQuantError(
-                f"command line: `{flag}` means nothing to the encoder {' or '.join(sorted(encoders))}; leave it out, "
+                f"command line: `{flag}` is not used by the encoder {' or '.join(sorted(encoders))}; leave it out, "
                 f"or choose --encoder {' or '.join(readers)}"
             )
     if "sensitivity" in flags and not any(c.is_average for c in settings):
         raise KQuantError(
-            "command line: `sensitivity` means nothing where every matrix has the same bits; leave it out, or give "
+            "command line: `sensitivity` is not used where every matrix has the same bits; leave it out, or give "
             "--bits an average such as 3.25"
         )
 
@@ -113,5 +113,5 @@ def _check_fallback(config: CompressConfig, source: str) -> None:
     if config.is_average and answer != "encode":
         raise KQuantError(
             f"{source}: `on_no_convergence` is {answer!r}, expected `encode` where `bits` is an average "
-            f"({config.bits}): whatever else takes other bits than were allotted"
+            f"({config.bits}): anything else would use other bits than were allotted"
         )

@@ -26,7 +26,7 @@ def hub_rows(what: str, get: str, dataset: str, config: str | None = None, **opt
             return load_dataset(dataset, *([] if config is None else [config]), **options)
     except HUB_ERRORS as error:
         place = dataset if config is None else f"{dataset}, {config}"
-        raise KQuantError(f"{what} is neither in the cache nor to be had from the hub ({place}): {get}") from error
+        raise KQuantError(f"{what} is neither in the cache nor available from the hub ({place}): {get}") from error
 
 
 @contextmanager

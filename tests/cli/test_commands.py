@@ -249,9 +249,9 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path):
         ),
         (
             ("compress", "{model}", "--effort", "best", "--encoder", "greedy"),
-            "`effort` means nothing to the encoder greedy",
+            "`effort` is not used by the encoder greedy",
         ),
-        (("compress", "{model}", "--sensitivity", "data-free"), "`sensitivity` means nothing where"),
+        (("compress", "{model}", "--sensitivity", "data-free"), "`sensitivity` is not used where"),
         (("compress", "{model}", "--on-no-convergence", "uniform:3.5"), "`on_no_convergence` is 'uniform:3.5'"),
         (
             ("compress", "{model}", "--stats", "{tmp}/none.txt"),
@@ -270,7 +270,7 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path):
         (("compress", "{model}", "--device", "tpu"), "'tpu'"),
         (
             ("compress", "{model}", "--encoder", "uniform", "--basis", "qr"),
-            "`basis` means nothing to the encoder uniform",
+            "`basis` is not used by the encoder uniform",
         ),
         (("decompress", "{model}", "-o", "{tmp}/d"), "is not a kquant bundle"),
         (("compress", "{model}", "--exclude", "*.q_prj*"), "*.q_prj*"),
@@ -354,7 +354,7 @@ def test_interrupt_from_outside_and_go_on(kquant, tmp_path):
     assert not (tmp_path / "b").exists()
     done = kquant(*command)
     assert done.code == 0
-    assert "taken up from an earlier run" in done.err
+    assert "resumed from an earlier run" in done.err
     assert (tmp_path / "b" / "kquant.json").exists()
 
 

@@ -177,21 +177,21 @@ def test_a_flag_is_named_as_such(tmp_path):
 
 
 def test_a_flag_that_the_encoder_does_not_read_is_refused():
-    with pytest.raises(KQuantError, match="`basis` means nothing to the encoder uniform"):
+    with pytest.raises(KQuantError, match="`basis` is not used by the encoder uniform"):
         load_config(None, {"encoder": "uniform", "basis": "qr"})
-    with pytest.raises(KQuantError, match="`group_size` means nothing to the encoder greedy"):
+    with pytest.raises(KQuantError, match="`group_size` is not used by the encoder greedy"):
         load_config(None, {"encoder": "greedy", "group_size": 64})
-    with pytest.raises(KQuantError, match=r"`max_iter` means nothing to the encoder annealed; .* --encoder greedy"):
+    with pytest.raises(KQuantError, match=r"`max_iter` is not used by the encoder annealed; .* --encoder greedy"):
         load_config(None, {"max_iter": 64})
     for flag, value in (("effort", "best"), ("codebook", "product"), ("side", "output")):
-        with pytest.raises(KQuantError, match=rf"`{flag}` means nothing to the encoder greedy; .* --encoder annealed"):
+        with pytest.raises(KQuantError, match=rf"`{flag}` is not used by the encoder greedy; .* --encoder annealed"):
             load_config(None, {"encoder": "greedy", flag: value})
     assert load_config(None, {"group_size": 64, "on_no_convergence": "uniform:4"}).options.group_size == 64
 
 
 def test_sensitivities_are_for_averages(yaml_file):
     for size in ({}, {"bits": 3}, {"levels": 6}):
-        with pytest.raises(KQuantError, match="`sensitivity` means nothing where every matrix has the same bits"):
+        with pytest.raises(KQuantError, match="`sensitivity` is not used where every matrix has the same bits"):
             load_config(None, {"sensitivity": "text.txt", **size})
     assert load_config(None, {"sensitivity": "text.txt", "bits": 3.5}).sensitivity == "text.txt"
     assert load_config(yaml_file("sensitivity: data-free"), {"bits": 3}).bits == 3  # the file may say what is not read

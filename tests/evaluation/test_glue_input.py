@@ -93,7 +93,7 @@ def test_other_places_that_hold_nothing(tmp_path: Path) -> None:
 def test_without_a_network_it_says_what_to_get_and_where_to_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     sentence = refused("cola", None)
-    assert "GLUE's CoLA is neither in the cache nor to be had from the hub (nyu-mll/glue, cola)" in sentence
+    assert "GLUE's CoLA is neither in the cache nor available from the hub (nyu-mll/glue, cola)" in sentence
     assert "get the official CoLA/dev.tsv" in sentence
     assert "pass the folder that holds it as --data" in sentence
 

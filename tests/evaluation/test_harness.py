@@ -223,7 +223,7 @@ def test_names_after_the_prefix_are_the_harnesss() -> None:
     for names in ("lm_eval:", "demo,lm_eval: ,"):
         with pytest.raises(KQuantError, match="names nothing after 'lm_eval:'"):
             select_tasks(names, EvalOptions())
-    with pytest.raises(KQuantError, match="--stride means nothing to task 'lm_eval:piqa'"):
+    with pytest.raises(KQuantError, match="--stride is not used by task 'lm_eval:piqa'"):
         select_tasks("lm_eval:piqa", EvalOptions(stride=3))
 
 

@@ -78,7 +78,7 @@ def _load(name: str, manager: Any) -> HarnessTask:
         if wanted is None:
             raise KQuantError(f"{_cannot(name)} ({_reason(error)}): see to the data that its file names") from error
         raise KQuantError(
-            f"the data of 'lm_eval:{name}' are neither in the cache nor to be had from the hub ({wanted}; "
+            f"the data of 'lm_eval:{name}' are neither in the cache nor available from the hub ({wanted}; "
             f"{_reason(error)}): run it once where there is a network, and bring its cache (the folder HF_HOME)"
         ) from error
     except Exception as error:  # a task file is a program of its own

@@ -53,7 +53,7 @@ def select_tasks(names: str, options: EvalOptions) -> dict[str, Task]:
         raise KQuantError(f"task '{names}' has its own text: leave --data out, or use --task text")
     for name in ("data_format", "protocol", "seqlen", "stride"):
         if getattr(options, name) is not None and not any(name in task.reads for task in chosen.values()):
-            raise KQuantError(f"--{name.replace('_', '-')} means nothing to task '{names}': leave it out")
+            raise KQuantError(f"--{name.replace('_', '-')} is not used by task '{names}': leave it out")
     if options.data_format not in (None, *DATA_FORMATS):
         raise KQuantError(f"--data-format {options.data_format!r} is not known: use {' or '.join(DATA_FORMATS)}")
     return chosen
