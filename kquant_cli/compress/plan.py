@@ -35,6 +35,11 @@ class Job:
         return encoded_bytes(self.matrix.shape, self.config) + own
 
     @property
+    def kind(self) -> tuple[tuple[int, int], EncoderConfig, bool]:
+        """What its bytes depend on: matrices alike in this take the same."""
+        return self.matrix.shape, self.config, self.scale_owner == self.matrix.name
+
+    @property
     def weights(self) -> int:
         """Number of its entries."""
         return self.matrix.shape[0] * self.matrix.shape[1]

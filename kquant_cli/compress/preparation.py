@@ -164,7 +164,6 @@ def _allocate(
     from kquant_cli.calibration.sensitivity_cache import load_or_measure  # noqa: PLC0415 - imports transformers
 
     config = plan.config
-    jobs = {job.matrix.name: job for job in plan.jobs}
     matrices = [job.matrix for job in plan.jobs]
     digest = sha256(f"{content} {config.seed} {torch.device(device).type}".encode())
     for matrix in matrices:
@@ -184,27 +183,29 @@ def _allocate(
             progress=lambda _name, done, total: stage("sensitivities of the layers", done, total),
             say=lambda note: say(f"note: {note}"),
         )
-
-    options = {name: _options(job) for name, job in jobs.items()}
-    weights = {name: job.weights for name, job in jobs.items()}
+    weights = {job.matrix.name: job.weights for job in plan.jobs}
     try:
-        return plan_levels(weights, options, sensitivities, float(config.bits), source=config.sensitivity)
+        return plan_levels(weights, _options(plan.jobs), sensitivities, float(config.bits), source=config.sensitivity)
     except ValueError as error:
         raise KQuantError(
-            f"`bits` is {config.bits}, less than the fewest levels take with their codebooks and scales (rules for layers "
-            f"are kept); give more"
+            f"`bits` is {config.bits}, less than the fewest levels take with their codebooks and scales (rules for "
+            f"layers are kept); give more"
         ) from error
 
 
-def _options(job: Job) -> list[Option]:
-    """What the matrix may get: every number of levels that its encoder allows, or its rule's own."""
-    config = job.config
-    counts = _possible(config) if config.is_average else (config.level_count,)
-    made = {levels: replace(job, config=config.model_copy(update={"levels": levels})) for levels in counts}
-    return [
-        Option(levels, one.nbytes, config.chosen.expected_error(levels, config.settings))
-        for levels, one in made.items()
-    ]
+def _options(jobs: Sequence[Job]) -> dict[str, list[Option]]:
+    """What each matrix may get: every number of levels that its encoder allows, or its rule's own."""
+    alike: dict[Any, list[Option]] = {}  # of a thousand matrices few differ in what counts here
+    for job in jobs:
+        config = job.config
+        if (key := job.kind) not in alike:
+            counts = _possible(config) if config.is_average else (config.level_count,)
+            made = {levels: replace(job, config=config.model_copy(update={"levels": levels})) for levels in counts}
+            alike[key] = [
+                Option(levels, one.nbytes, config.chosen.expected_error(levels, config.settings))
+                for levels, one in made.items()
+            ]
+    return {job.matrix.name: alike[job.kind] for job in jobs}
 
 
 def _possible(config: EncoderConfig) -> tuple[int, ...]:
