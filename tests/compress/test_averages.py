@@ -8,12 +8,13 @@ from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.compress import pipeline, preparation
 from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import CompressConfig, EncoderConfig
+from kquant_cli.encoders import ENCODERS
 from kquant_cli.errors import KQuantError
 
 FEW = {"max_iter": 12, "kmeans_iter": 10, "restarts": 1, "group_size": 32}
 
 
-@pytest.mark.parametrize("encoder", ["annealed", "greedy", "kmeans", "uniform"])
+@pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("bits", [2.75, 4.5])
 def test_never_above_and_as_near_below_as_the_sizes_allow(tiny_llama, tmp_path, encoder, bits):
     """Codes, codebooks, scales and channel scales count, as they lie in the files."""

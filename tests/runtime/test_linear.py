@@ -14,7 +14,7 @@ from torch import nn
 from kquant_cli.bases import BasisSpec
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout
-from kquant_cli.encoders import encode
+from kquant_cli.encoders import ENCODERS, encode
 from kquant_cli.runtime import KashinLinear
 
 ROWS, COLUMNS = 24, 40
@@ -92,7 +92,7 @@ def test_one_token_and_none() -> None:
     assert layer(torch.randn(0, COLUMNS)).shape == (0, ROWS)
 
 
-@pytest.mark.parametrize("encoder", ["annealed", "greedy", "kmeans", "uniform"])
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_what_encoders_make(encoder: str) -> None:
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(5))
     encoded = encode(weight, EncoderConfig(encoder=encoder, bits=4))
