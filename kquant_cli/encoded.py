@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from kquant_cli.bases import BasisSpec
-from kquant_cli.files.tensorfile import DTYPES
+from kquant_cli.bases import BasisSpec, basis_for, require_known
+from kquant_cli.files.safetensors_format import DTYPES
 from kquant_cli.packing import MAX_LEVELS, pack, row_bytes, unpack
 
 SIDES = ("left_u", "right_u", "left_v", "right_v")
@@ -39,7 +39,7 @@ class Frame:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Frame:
         """The inverse of `to_dict`."""
-        return cls(**{side: BasisSpec.from_dict(spec) for side, spec in values.items()})
+        return cls(**{side: require_known(BasisSpec.from_dict(spec)) for side, spec in values.items()})
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ class EncodedMatrix:
         if self.col_scale is not None:
             term *= self.col_scale.to(term.dtype)
         if right is not None:
-            term = right.make().apply(term)
-        return left.make().apply(term, dim=0) if left is not None else term
+            term = basis_for(right).apply(term)
+        return basis_for(left).apply(term, dim=0) if left is not None else term
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors as stored, by suffix: codes packed, on the CPU; a channel scale of another module is not."""

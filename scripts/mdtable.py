@@ -10,7 +10,13 @@ def place(machine: dict[str, Any]) -> str:
     return f"{machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
 
 
-def table(headings: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are right-aligned."""
-    lines = ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
+def escaped(text: str) -> str:
+    """Text for a cell: a bar would end it."""
+    return text.replace("|", "\\|")
+
+
+def table(headings: list[str], rows: list[list[str]], align: str = "r") -> str:
+    """A Markdown table; all columns but the first are right-aligned, or none with `align` "l"."""
+    rule = "|---" + ("|---:" if align == "r" else "|---") * (len(headings) - 1) + "|"
+    lines = ["| " + " | ".join(headings) + " |", rule]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

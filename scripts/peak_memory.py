@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from results import machine, write_results
 
-from kquant_cli.files.tensorfile import TensorFileWriter
+from kquant_cli.files.safetensors_writer import tensor_file
 
 QUICK = {  # iterations take time, not memory
     "annealed": "effort: fast\n",
@@ -40,7 +40,7 @@ def write_checkpoint(folder: Path, layers: int) -> int:
     for layer in range(layers):
         shapes |= {f"model.decoder.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
     generator = torch.Generator().manual_seed(0)
-    with TensorFileWriter(folder / "model.safetensors", [(n, torch.float16, s) for n, s in shapes.items()]) as file:
+    with tensor_file(folder / "model.safetensors", [(n, torch.float16, s) for n, s in shapes.items()]) as file:
         for name, shape in shapes.items():
             file.write(name, torch.randn(shape, generator=generator).mul_(0.02).half())
     config = {"model_type": "opt", "hidden_size": WIDTH, "ffn_dim": FEED_FORWARD, "num_hidden_layers": layers}

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kquant_cli.bases import BasisSpec
+from kquant_cli.bases import make_basis
 from kquant_cli.codebooks import kmeans, kmeans_plus_plus, lloyd_max, nearest
 
 NF4 = (  # the table of QLoRA (arXiv 2305.14314, appendix E), as bitsandbytes has it
@@ -55,7 +55,7 @@ def hqq(weight: Tensor, rate: float, group: int = 64) -> tuple[Tensor, float]:
 def lloyd_max_rotated(weight: Tensor, rate: float) -> tuple[Tensor, float]:
     """A random rotation of the rows, their scale, and the best scalar levels of a Gaussian."""
     levels = lloyd_max(2 ** int(rate)).float()
-    basis = BasisSpec("signed_hadamard_dct", weight.shape[1]).make()
+    basis = make_basis("signed_hadamard_dct", weight.shape[1])
     x = basis.adjoint(weight)
     scale = x.square().mean(dim=1, keepdim=True).sqrt()
     decoded = levels[torch.bucketize(x / scale, (levels[1:] + levels[:-1]) / 2)]
@@ -66,7 +66,7 @@ def lloyd_max_rotated(weight: Tensor, rate: float) -> tuple[Tensor, float]:
 def higgs_like(weight: Tensor, rate: float) -> tuple[Tensor, float]:
     """A random rotation, a scale a group of 256, and a grid of 2^(2 rate) points for pairs, as HIGGS's with p = 2."""
     grid = gaussian_grid(round(2 ** (2 * rate)))
-    basis = BasisSpec("signed_hadamard_dct", weight.shape[1]).make()
+    basis = make_basis("signed_hadamard_dct", weight.shape[1])
     x = basis.adjoint(weight)
     columns = x.shape[1]
     padded = torch.nn.functional.pad(x, (0, -columns % 256)).view(len(x), -1, 256)

@@ -1,4 +1,4 @@
-"""README blocks of models that run from codes, from the files of bench_runtime.py and bench_product.py."""
+"""Blocks of models that run from codes, from the files of bench_runtime.py and bench_product.py."""
 
 from __future__ import annotations
 

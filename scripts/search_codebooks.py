@@ -23,8 +23,9 @@ import cma
 import numpy as np
 import torch
 
+from kquant_cli.bases import CoupledBases
 from kquant_cli.encoders.annealed import schedule as schedules
-from kquant_cli.encoders.annealed.annealing import Coupling, Sweeps, anneal, moving_positions
+from kquant_cli.encoders.annealed.annealing import Sweeps, anneal, moving_positions
 from kquant_cli.encoders.annealed.least_squares import fit_scales
 from kquant_cli.encoders.annealed.schedule import FILE, HARD_SWEEPS, MOVING, SWEEPS, Schedule, points, to_entry
 
@@ -41,12 +42,12 @@ def rows(count: int, seed: int) -> torch.Tensor:
 
 def error(kind: str, levels: int, effort: str, schedule: Schedule, x: torch.Tensor) -> float:
     """Relative squared error on the rows x with this schedule."""
-    coupling = Coupling.of(SIZE, 0, x.device)
+    bases = CoupledBases(SIZE, 0)
     codebook = points(kind, levels, schedule)
     moving = moving_positions(HARD_SWEEPS, SIZE, MOVING, 0)
     sweeps = SWEEPS[effort]
-    codes, _ = anneal(x, coupling, Sweeps(codebook, schedule.betas(sweeps), schedule.momenta(sweeps), moving))
-    decoded = codebook[:, 0][codes.long()] + coupling.apply(codebook[:, 1][codes.long()])
+    codes, _ = anneal(x, bases, Sweeps(codebook, schedule.betas(sweeps), schedule.momenta(sweeps), moving))
+    decoded = codebook[:, 0][codes.long()] + bases.couple(codebook[:, 1][codes.long()])
     residual = x - fit_scales(x, decoded)[:, None] * decoded
     return float(residual.square().mean())
 

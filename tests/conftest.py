@@ -1,5 +1,6 @@
 """Fixtures that several rooms use."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a hub
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the matrices are tiny: threads 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -59,3 +61,17 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = CompressConfig(effort="fast", stats="none")
     pipeline.compress(make_plan(open_checkpoint(demo_model_path()), settings), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def opt() -> Path:
+    """The folder of the embedded language model."""
+    from kquant_cli.demo import demo_model_path
+
+    return demo_model_path()
+
+
+@pytest.fixture
+def read() -> Callable[[Path], Any]:
+    """What a file of JSON holds."""
+    return lambda file: json.loads(file.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kquant_cli.bases import BasisSpec
+from kquant_cli.bases import BasisSpec, basis_for, make_basis
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout
 
 ROWS, COLUMNS, LEVELS = 12, 20, 5
@@ -47,7 +47,7 @@ def by_the_formula(m: EncodedMatrix) -> torch.Tensor:
     weight = torch.zeros(ROWS, COLUMNS, dtype=torch.float64)
     for column, left, right in ((0, frame.left_u, frame.right_u), (1, frame.left_v, frame.right_v)):
         term = m.codebook.double()[codes, column] @ torch.diag(m.col_scale.double())
-        weight += left.make().dense() @ term @ right.make().dense().T
+        weight += basis_for(left).dense() @ term @ basis_for(right).dense().T
     scale = torch.empty_like(weight)
     for j in range(COLUMNS):
         scale[:, j] = m.scale[:, j // 8].double()
@@ -66,7 +66,7 @@ def test_paper_form(matrix):
     layout = replace(layout, scale=(1, 1), group=0, col_scale=False, channel_scale=False)
     paper = EncodedMatrix(layout, matrix.codes, matrix.codebook, scale=torch.tensor([[3.0]]))
     u, v = (matrix.codebook.double()[matrix.codes.long(), k] for k in (0, 1))
-    q1, q2 = BasisSpec("dct", ROWS).make().dense(), BasisSpec("dct", COLUMNS).make().dense()
+    q1, q2 = make_basis("dct", ROWS).dense(), make_basis("dct", COLUMNS).dense()
     assert torch.allclose(paper.decode(torch.float64), 3 * (u + q1 @ v @ q2.T), atol=1e-12)
 
 

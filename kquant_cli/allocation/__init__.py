@@ -1,23 +1,14 @@
 """How many levels each matrix gets when the bits asked for are an average: `--bits 3.25`.
 
-sensitivities = {"model.layers.0.mlp.down_proj": 0.7, ...}                     one number a matrix (calibration/)
-plan = plan_levels(matrices, sensitivities, 3.25, nbytes, source="data-free")  least predicted loss within the budget
-plan.levels()["model.layers.0.mlp.down_proj"]                                  24
+options = {"layers.0.fc1": [Option(levels=8, nbytes=3210, error=0.02), ...], ...}     what each matrix may get
+plan = plan_levels(weights, options, sensitivities, 3.25, source="data-free")         least predicted loss in the budget
+plan.levels()["layers.0.fc1"]                                                         8
 
-Mathematics on numbers: the caller tells the bytes and the errors of a matrix at every number of levels.
+Mathematics on numbers alone: sensitivities are measured in calibration/, bytes and errors are told by the encoders.
 """
 
 from kquant_cli.allocation.knapsack import Choice, allocate
-from kquant_cli.allocation.level_counts import LEVELS, MEASURED, predicted_error
-from kquant_cli.allocation.plan import AllocationPlan, Allotted, plan_levels
+from kquant_cli.allocation.level_counts import LEVELS, possible_levels
+from kquant_cli.allocation.plan import AllocationPlan, Allotted, Option, plan_levels
 
-__all__ = [
-    "LEVELS",
-    "MEASURED",
-    "AllocationPlan",
-    "Allotted",
-    "Choice",
-    "allocate",
-    "plan_levels",
-    "predicted_error",
-]
+__all__ = ["LEVELS", "AllocationPlan", "Allotted", "Choice", "Option", "allocate", "plan_levels", "possible_levels"]

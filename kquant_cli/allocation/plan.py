@@ -8,26 +8,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import fsum
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from kquant_cli.allocation.knapsack import Choice, allocate
-from kquant_cli.allocation.level_counts import LEVELS, MEASURED, predicted_error
 
 
-class Matrix(Protocol):
-    """What an allocation must know of a matrix: its name, and its shape (out_features, in_features)."""
+@dataclass(frozen=True)
+class Option:
+    """What a matrix may get: a number of levels, the bytes that it takes then, and the relative squared error left."""
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    @property
-    def shape(self) -> tuple[int, int]: ...  # noqa: D102
-
-
-M = TypeVar("M", bound=Matrix)
+    levels: int
+    nbytes: int
+    error: float
 
 
 @dataclass(frozen=True)
@@ -89,40 +84,36 @@ class AllocationPlan:
 
 
 def plan_levels(
-    matrices: Sequence[M],
+    weights: Mapping[str, int],
+    options: Mapping[str, Sequence[Option]],
     sensitivities: Mapping[str, float],
     target_bits: float,
-    nbytes: Callable[[M, int], int],
     *,
     source: str,
-    levels: Callable[[M], Sequence[int]] = lambda _: LEVELS,
-    table: Mapping[int, float] = MEASURED,
 ) -> AllocationPlan:
     """The levels of least predicted loss whose stored bytes are at most `target_bits` a weight.
 
-    `nbytes(matrix, K)` are all bytes that the matrix takes with K levels; `levels(matrix)` those it may have, one alone
-    where a rule fixes it; `table` is that of `predicted_error`.
+    By the matrix's name: `weights`, how many it has; `options`, what it may get, one alone where a rule fixes it;
+    `sensitivities`, loss per relative squared error. `source` says what these were measured on.
 
     Raises
     ------
     ValueError
-        Even the fewest levels take more than the target.
+        Even the smallest options take more than the target.
     """
-    options = [tuple(levels(matrix)) for matrix in matrices]
-    errors = {count: predicted_error(count, table) for counts in options for count in counts}
     choices = [
         Choice(
-            matrix.name,
-            matrix.shape[0] * matrix.shape[1],
-            tuple(nbytes(matrix, count) for count in counts),
-            tuple(sensitivities[matrix.name] * errors[count] for count in counts),
+            name,
+            count,
+            tuple(option.nbytes for option in options[name]),
+            tuple(sensitivities[name] * option.error for option in options[name]),
         )
-        for matrix, counts in zip(matrices, options, strict=True)
+        for name, count in weights.items()
     ]
     budget = int(target_bits * sum(choice.weights for choice in choices) / 8)
     picks = allocate(choices, budget)
     allotted = tuple(
-        Allotted(c.name, c.weights, counts[pick], c.sizes[pick], sensitivities[c.name], c.losses[pick])
-        for c, counts, pick in zip(choices, options, picks, strict=True)
+        Allotted(c.name, c.weights, options[c.name][pick].levels, c.sizes[pick], sensitivities[c.name], c.losses[pick])
+        for c, pick in zip(choices, picks, strict=True)
     )
     return AllocationPlan(target_bits, source, allotted)

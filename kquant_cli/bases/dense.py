@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from numpy.random import RandomState
@@ -10,9 +10,7 @@ from torch import Tensor
 
 from kquant_cli.bases.application import DEVICE_CHUNK
 from kquant_cli.bases.basis import Basis, GeneratedBasis
-
-if TYPE_CHECKING:
-    from kquant_cli.bases.spec import BasisSpec
+from kquant_cli.bases.spec import BasisSpec
 
 
 class DenseBasis(Basis):

@@ -8,7 +8,7 @@ a coordinate with it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from torch import Tensor
 
 from kquant_cli.bases.basis import GeneratedBasis
 from kquant_cli.bases.draws import random_angles, random_pairs
-
-if TYPE_CHECKING:
-    from kquant_cli.bases.spec import BasisSpec
+from kquant_cli.bases.spec import BasisSpec
 
 
 class Layer(NamedTuple):

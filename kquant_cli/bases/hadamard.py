@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,10 +21,8 @@ from torch import Tensor
 from kquant_cli.bases.groups import split_bits
 from kquant_cli.bases.kronecker import KroneckerBasis
 from kquant_cli.bases.paley import is_paley_order, paley
+from kquant_cli.bases.spec import BasisSpec
 from kquant_cli.errors import KQuantError
-
-if TYPE_CHECKING:
-    from kquant_cli.bases.spec import BasisSpec
 
 GROUP_BITS_CPU = 4  # measured on 2048 x 8192: products with 16 x 16 matrices beat 32 x 32, and 64 x 64 twofold
 GROUP_BITS_DEVICE = 6  # fewer passes over memory, and matrix products are cheap

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from numpy.random import RandomState
@@ -28,9 +28,7 @@ from kquant_cli.bases.groups import split_bits
 from kquant_cli.bases.hadamard import GROUP_BITS_CPU, GROUP_BITS_DEVICE, sylvester
 from kquant_cli.bases.kronecker import KroneckerBasis
 from kquant_cli.bases.signed import SignsFirst, Tables
-
-if TYPE_CHECKING:
-    from kquant_cli.bases.spec import BasisSpec
+from kquant_cli.bases.spec import BasisSpec
 
 LARGEST_DENSE = 512  # order of C up to which it is a dense matrix
 

@@ -8,16 +8,14 @@ Sun and C. Bischof's expression for T).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from numpy.random import RandomState
 from torch import Tensor
 
 from kquant_cli.bases.basis import GeneratedBasis
-
-if TYPE_CHECKING:
-    from kquant_cli.bases.spec import BasisSpec
+from kquant_cli.bases.spec import BasisSpec
 
 TOGETHER = 64  # reflections in one block: two thin products with V, and a small one with T
 

@@ -1,6 +1,11 @@
-"""The kinds of bases by name. A new kind is one file and one line here."""
+"""The kinds of bases by name, and the making of a basis from its spec. A new kind is one file and one line here."""
 
-from kquant_cli.bases.basis import GeneratedBasis
+from __future__ import annotations
+
+from collections import deque
+from weakref import WeakValueDictionary
+
+from kquant_cli.bases.basis import Basis, GeneratedBasis
 from kquant_cli.bases.butterfly import Butterfly
 from kquant_cli.bases.dct import DCT
 from kquant_cli.bases.dense import QR
@@ -10,6 +15,11 @@ from kquant_cli.bases.hadamard_dct import HadamardDCT, SignedHadamardDCT, TwiceS
 from kquant_cli.bases.householder import Householder
 from kquant_cli.bases.identity import Identity
 from kquant_cli.bases.signed import SignedDCT, SignedDCTII, SignedHadamard
+from kquant_cli.bases.spec import BasisSpec
+from kquant_cli.errors import KQuantError
+from kquant_cli.suggestions import near
+
+KEPT = 4  # bases that stay in memory with nobody using them: `qr` of 8192 is 512 MB
 
 BASES: dict[str, type[GeneratedBasis]] = {
     "identity": Identity,
@@ -26,3 +36,41 @@ BASES: dict[str, type[GeneratedBasis]] = {
     "givens": Givens,
     "qr": QR,
 }
+
+
+def require_known(spec: BasisSpec) -> BasisSpec:
+    """The spec itself; KQuantError where there is no such kind, or it has no such option."""
+    if spec.kind not in BASES:
+        meant = near(str(spec.kind), BASES) or sorted(BASES)
+        raise KQuantError(f"unknown basis '{spec.kind}': did you mean {' or '.join(map(repr, meant))}?")
+    known = BASES[spec.kind].options
+    for name in spec.options:
+        if name not in known:
+            allowed = f"its options are {', '.join(known)}" if known else "it has none"
+            raise KQuantError(f"basis '{spec.kind}' has no option '{name}': {allowed}")
+    return spec
+
+
+def basis_for(spec: BasisSpec) -> Basis:
+    """The basis of `spec`; the same object as before while somebody uses it or it is among the last few made.
+
+    Raises KQuantError for an unknown kind or option, or a size of which the kind has no basis.
+    """
+    key = (spec.kind, spec.size, spec.seed, tuple(sorted(spec.options.items())))
+    basis = _alive.get(key)
+    if basis is None:
+        basis = _alive[key] = BASES[require_known(spec).kind](spec)
+    if basis in _recent:
+        _recent.remove(basis)
+    _recent.append(basis)
+    return basis
+
+
+def make_basis(kind: str, size: int, seed: int = 0, **options: int) -> Basis:
+    """A new basis of `kind` (`BASES`) and `size`; raises as `basis_for` does."""
+    spec = require_known(BasisSpec(kind, size, seed, options))
+    return BASES[spec.kind](spec)
+
+
+_alive: WeakValueDictionary[tuple, Basis] = WeakValueDictionary()
+_recent: deque[Basis] = deque(maxlen=KEPT)

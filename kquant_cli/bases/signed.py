@@ -7,7 +7,7 @@ signed_dct        Q = C D C^T, x -> IDCT(eps * DCT(x)): symmetric, its own inver
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from numpy.random import RandomState
@@ -17,9 +17,7 @@ from kquant_cli.bases.basis import GeneratedBasis
 from kquant_cli.bases.dct import DCT
 from kquant_cli.bases.draws import random_signs
 from kquant_cli.bases.hadamard import Hadamard
-
-if TYPE_CHECKING:
-    from kquant_cli.bases.spec import BasisSpec
+from kquant_cli.bases.spec import BasisSpec
 
 Tables = tuple[Tensor, Any]  # the signs (size,), and what the transform reads
 

@@ -8,12 +8,10 @@ happened to every matrix, and size and SHA-256 of every other file. `run.json` a
 
 from __future__ import annotations
 
-import json
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from kquant_cli.errors import KQuantError
+from kquant_cli.files.json_object import JsonRefusals, find_object, read_object
 
 QUANT_METHOD = "kashin"
 FORMAT_VERSION = 2
@@ -24,39 +22,21 @@ CONFIG, INDEX, MANIFEST, RUN, RESULTS = (
     "run.json",
     "results",
 )
+MOST_BYTES = 1_000_000_000  # of a JSON file: kquant.json takes 1 kB a matrix, 10 kB with a long trace, 100,000 matrices
+REFUSALS = JsonRefusals(
+    unreadable="{path}: cannot be read ({why}); the bundle is not whole, make it again",
+    invalid="{path}: is not valid JSON; the bundle is damaged, make it again",
+    no_object="{path}: holds no JSON object; the bundle is damaged, make it again",
+    too_large="{path}: has {size} bytes, expected at most {most}; the bundle is damaged, make it again",
+)
 
 
 def is_bundle(path: Path) -> bool:
     """Whether the folder's config.json names our quantisation method."""
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    quantization = config.get("quantization_config") if isinstance(config, dict) else None
+    quantization = (find_object(path / CONFIG, MOST_BYTES) or {}).get("quantization_config")
     return isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a bundle; KQuantError when it is missing or anything else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise KQuantError(
-            f"{path}: cannot be read ({error.strerror}); the bundle is not whole, make it again"
-        ) from error
-    except ValueError as error:
-        raise KQuantError(f"{path}: is not valid JSON; the bundle is damaged, make it again") from error
-    if not isinstance(values, dict):
-        raise KQuantError(f"{path}: holds no JSON object; the bundle is damaged, make it again")
-    return values
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON object, readable, with its keys as they come."""
-    path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    """A JSON object from a file of a bundle; KQuantError when it is missing, too large or anything else."""
+    return read_object(path, REFUSALS, MOST_BYTES)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kquant_cli.bundle.format import read_json, write_json
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.json_object import find_object, write_json
 
 STATE = "state.json"
 
@@ -96,7 +96,4 @@ def writing(out: Path, needed: int) -> Iterator[None]:
 
 
 def _owner(state: Path) -> object:
-    try:
-        return read_json(state).get("owner")
-    except KQuantError:
-        return None
+    return (find_object(state) or {}).get("owner")

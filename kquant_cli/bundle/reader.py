@@ -16,12 +16,22 @@ from kquant_cli.bundle.format import (
     QUANT_METHOD,
     is_bundle,
     read_json,
-    sha256,
 )
 from kquant_cli.bundle.validation import read_layouts, require_tensors, require_version
 from kquant_cli.encoded import EncodedMatrix, Layout
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.tensorfile import TensorInfo, read_header, read_tensor
+from kquant_cli.files.digests import file_sha256
+from kquant_cli.files.safe_names import stays_inside
+from kquant_cli.files.safetensors_format import TensorInfo
+from kquant_cli.files.safetensors_index import IndexRefusals, weight_map
+from kquant_cli.files.safetensors_reader import read_header, read_tensor
+
+NO_SHARDS = "{path}: weight_map names no shards; the bundle is damaged, make it again"
+INDEX_REFUSALS = IndexRefusals(
+    no_map=NO_SHARDS,
+    no_file=NO_SHARDS,
+    outside="{path}: names {file}, expected a file of the bundle's folder",
+)
 
 
 @dataclass(frozen=True)
@@ -103,11 +113,13 @@ def open_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
     manifest = read_json(path / MANIFEST)
     files = _files(path, manifest)
     _check_files(path, files, verify=verify)
-    weight_map = _weight_map(path)
-    for name in sorted({CONFIG, INDEX, *weight_map.values()} - set(files)):
+    index = weight_map(
+        read_json(path / INDEX), INDEX_REFUSALS, path=path / INDEX, ending=".safetensors", subfolders=False
+    )
+    for name in sorted({CONFIG, INDEX, *index.values()} - set(files)):
         raise KQuantError(f"{path / MANIFEST}: files does not list {name!r}; the bundle is damaged, make it again")
     layouts = read_layouts(path, quantization)
-    return Bundle(path, config, manifest, _infos(path, weight_map, layouts), layouts)
+    return Bundle(path, config, manifest, _infos(path, index, layouts), layouts)
 
 
 def newest_bundle(folder: Path) -> Path:
@@ -128,6 +140,10 @@ def _files(path: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]
             raise KQuantError(
                 f"{path / MANIFEST}: lacks size or sha256 of {name!r} in files; the bundle is damaged, make it again"
             )
+        if not stays_inside(name):
+            raise KQuantError(
+                f"{path / MANIFEST}: names {name!r} in files, which is outside the bundle; it is damaged, make it again"
+            )
     return files
 
 
@@ -141,28 +157,17 @@ def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]], *, verify: 
                 f"{file}: has {file.stat().st_size} bytes, expected {facts['size']}; it was truncated or changed, "
                 f"copy it again"
             )
-        if verify and sha256(file) != facts["sha256"]:
+        if verify and file_sha256(file) != facts["sha256"]:
             raise KQuantError(f"{file}: its SHA-256 is not the one in {MANIFEST}; it was changed, copy it again")
 
 
-def _weight_map(path: Path) -> dict[str, str]:
-    """The shard of every stored tensor, by the index."""
-    weight_map = read_json(path / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise KQuantError(f"{path / INDEX}: weight_map names no shards; the bundle is damaged, make it again")
-    for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
-            raise KQuantError(f"{path / INDEX}: names {shard!r}, expected a file of the bundle's folder")
-    return weight_map
-
-
-def _infos(path: Path, weight_map: Mapping[str, str], layouts: Mapping[str, Layout]) -> dict[str, TensorInfo]:
+def _infos(path: Path, index: Mapping[str, str], layouts: Mapping[str, Layout]) -> dict[str, TensorInfo]:
     """Every tensor of the shards, after comparing them with the index and the layouts."""
     infos: dict[str, TensorInfo] = {}
-    for shard in sorted(set(weight_map.values())):
+    for shard in sorted(set(index.values())):
         infos |= read_header(path / shard)
-    for name in sorted(set(weight_map) ^ set(infos)):
-        where = "has no tensor" if name in weight_map else "does not name the stored tensor"
+    for name in sorted(set(index) ^ set(infos)):
+        where = "has no tensor" if name in index else "does not name the stored tensor"
         raise KQuantError(f"{path / INDEX}: the bundle {where} {name!r}; it is damaged, make it again")
     require_tensors(path, infos, layouts)
     return infos

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kquant_cli.bundle.format import RESULTS, write_json
+from kquant_cli.bundle.format import RESULTS
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.json_object import find_object, write_json
 
 ASKED = ("task", "protocol", "seqlen", "stride", "limit", "data_sha256", "dtype", "device")
 
@@ -38,7 +38,8 @@ def keep_result(bundle: Path, result: Mapping[str, Any]) -> Path:
     reasons = []
     for folder in _folders(bundle):
         try:
-            return _write(folder, name, entry)
+            write_json(folder / name, entry)
+            return folder / name
         except OSError as error:
             reasons.append(f"{folder} ({error.strerror})")
     raise KQuantError(f"neither {' nor '.join(reasons)} can be written: make one of them writable")
@@ -49,32 +50,19 @@ def kept_results(bundle: Path) -> list[dict[str, Any]]:
     found = []
     for folder in _folders(bundle):
         for file in sorted(folder.glob("*.json")):
-            try:
-                entry = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            if _is_result(entry):
+            entry = find_object(file)
+            if entry is not None and _is_result(entry):
                 found.append(entry)
     return sorted(found, key=lambda entry: (entry["task"], entry["measured"]))
 
 
-def _is_result(entry: object) -> bool:
+def _is_result(entry: Mapping[str, Any]) -> bool:
     """Whether a file holds what `keep_result` writes, as far as it is shown."""
-    if not isinstance(entry, dict) or not all(
-        isinstance(entry.get(key), str) for key in ("task", "measured", "sentence")
-    ):
+    if not all(isinstance(entry.get(key), str) for key in ("task", "measured", "sentence")):
         return False
     against = entry.get("against") or {"metrics": {}, "differences": {}}
     numbers = [entry.get("metrics"), entry.get("counts"), against.get("metrics"), against.get("differences")]
     return all(isinstance(part, dict) for part in numbers)
-
-
-def _write(folder: Path, name: str, entry: dict[str, Any]) -> Path:
-    """Write the file whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{name}.{os.getpid()}"
-    write_json(part, entry)
-    return part.replace(folder / name)
 
 
 def _folders(bundle: Path) -> tuple[Path, Path]:

@@ -6,17 +6,18 @@ The run's part folder (output_folder.py) has, for each finished matrix, `matrice
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from kquant_cli.bundle.format import read_json, write_json
 from kquant_cli.bundle.output_folder import open_part
 from kquant_cli.encoded import EncodedMatrix, Layout, Record
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.tensorfile import TensorFileWriter, TensorInfo, read_header
+from kquant_cli.files.json_object import read_object, write_json
+from kquant_cli.files.safetensors_format import TensorInfo
+from kquant_cli.files.safetensors_reader import read_header
+from kquant_cli.files.safetensors_writer import tensor_file
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Staging:
         if not entry.exists():
             return None
         try:
-            values = read_json(entry)
+            values = read_object(entry)
             record = Record(**{**values["record"], "trace": tuple(values["record"]["trace"])})
             layout = Layout.from_dict(values["layout"]) if values["layout"] else None
             return Staged(name, layout, record, read_header(tensors) if layout else {})
@@ -60,17 +61,11 @@ class Staging:
         tensors, entry = self._files(name)
         if encoded is not None:
             parts = encoded.to_tensors()
-            part = tensors.with_suffix(".tmp")
-            with TensorFileWriter(part, [(k, t.dtype, tuple(t.shape)) for k, t in parts.items()]) as file:
+            with tensor_file(tensors, [(k, t.dtype, tuple(t.shape)) for k, t in parts.items()]) as file:
                 for suffix, tensor in parts.items():
                     file.write(suffix, tensor)
-            part.replace(tensors)
         layout = encoded.layout if encoded is not None else None
-        part = entry.with_suffix(".json.tmp")
-        write_json(part, {"name": name, "layout": layout and layout.to_dict(), "record": asdict(record)})
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.replace(entry)
+        write_json(entry, {"name": name, "layout": layout and layout.to_dict(), "record": asdict(record)})
         return Staged(name, layout, record, read_header(tensors) if layout else {})
 
     def _files(self, name: str) -> tuple[Path, Path]:

@@ -14,7 +14,7 @@ import torch
 from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION
 from kquant_cli.encoded import Layout
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.tensorfile import TensorInfo
+from kquant_cli.files.safetensors_format import TensorInfo
 
 
 def require_version(version: object, path: Path) -> None:

@@ -17,11 +17,12 @@ from kquant_cli.bundle.format import (
     MANIFEST,
     QUANT_METHOD,
     RUN,
-    sha256,
-    write_json,
 )
 from kquant_cli.bundle.staging import Staged
-from kquant_cli.files.tensorfile import TensorFileWriter, read_tensor
+from kquant_cli.files.digests import file_sha256
+from kquant_cli.files.json_object import write_json
+from kquant_cli.files.safetensors_reader import read_tensor
+from kquant_cli.files.safetensors_writer import tensor_file
 
 SHARD_BYTES = 5_000_000_000
 RESERVED = (CONFIG, INDEX, MANIFEST, RUN)  # names that the bundle uses itself
@@ -63,7 +64,7 @@ def write_weights(folder: Path, entries: Iterable[Entry], shard_bytes: int = SHA
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        with TensorFileWriter(folder / file_name, [(e.name, e.dtype, e.shape) for e in shard]) as file:
+        with tensor_file(folder / file_name, [(e.name, e.dtype, e.shape) for e in shard]) as file:
             for entry in shard:
                 file.write(entry.name, entry.read())
                 weight_map[entry.name] = file_name
@@ -90,4 +91,4 @@ def bundle_config(source: Mapping[str, Any], staged: Iterable[Staged]) -> dict[s
 def file_hashes(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file under `folder`, by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in files}

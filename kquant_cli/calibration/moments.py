@@ -13,12 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.tensorfile import TensorFileWriter, read_header, read_tensor
+from kquant_cli.files.safetensors_reader import read_header, read_tensor
+from kquant_cli.files.safetensors_writer import tensor_file
+from kquant_cli.files.tensor_bytes import tensor_bytes
 
 FORMAT_VERSION: Final = 1
 KEY: Final = "kquant_statistics"
@@ -47,7 +48,10 @@ class InputStatistics:
     missing: tuple[str, ...] = ()
 
     def save(self, path: Path, fingerprint: str = "") -> None:
-        """Write the file `path`; equal statistics give equal bytes. `fingerprint`: of what they were made from."""
+        """Write the file `path`, or leave it as it was; equal statistics give equal bytes.
+
+        `fingerprint`: of what they were made from. OSError passes through.
+        """
         moments = {f"moments.{number}": group.second_moments for number, group in enumerate(self.groups)}
         text = json.dumps(
             {
@@ -62,7 +66,7 @@ class InputStatistics:
         )
         metadata = {"format": "pt", KEY: text, "sha256": _digest(text, moments.values())}
         entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in moments.items()]
-        with TensorFileWriter(path, entries, metadata) as file:
+        with tensor_file(path, entries, metadata) as file:
             for name, tensor in moments.items():
                 file.write(name, tensor)
 
@@ -97,5 +101,5 @@ def load_with_fingerprint(path: Path) -> tuple[InputStatistics, str]:
 def _digest(text: str, moments: Iterable[Tensor]) -> str:
     digest = sha256(text.encode())
     for tensor in moments:
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -56,13 +55,8 @@ def load_or_collect(
         except KQuantError as error:
             say(f"the statistics are measured again: {error}")
     statistics = collect(checkpoint, names, stats, seed=seed, device=device, tokens=tokens, progress=progress)
-    part = file.with_name(file.name + ".tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        statistics.save(part, wanted)
-        part.replace(file)
+        statistics.save(file, wanted)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise KQuantError(f"{file} cannot be written ({error.strerror or error}): choose another --output") from error
     return statistics

@@ -7,11 +7,8 @@ matrices. Where all that is the same they are used again; anything else, a damag
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from kquant_cli.calibration.sensitivity import DATA_FREE, DRAWS, EPS, TOKENS, me
 from kquant_cli.calibration.text_source import open_source
 from kquant_cli.checkpoint import Checkpoint, Matrix
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.json_object import find_object, write_json
 
 
 def load_or_measure(
@@ -63,33 +61,23 @@ def load_or_measure(
 
 def _read(file: Path, key: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, float], list[str]] | None:
     """Sensitivities and notes of a file that was written for the same; None for any other."""
+    values = find_object(file) or {}
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
         found, notes = values["sensitivities"], values["notes"]
         same = all(values[name] == value for name, value in key.items()) and sorted(found) == sorted(names)
         sound = all(type(s) is float and math.isfinite(s) and s > 0 for s in found.values())
-        if same and sound and isinstance(notes, list):
-            return {name: found[name] for name in names}, [str(note) for note in notes]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
+    except (KeyError, TypeError, AttributeError):
+        return None
+    if same and sound and isinstance(notes, list):
+        return {name: found[name] for name in names}, [str(note) for note in notes]
     return None
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:
-    """All of it or nothing."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as out:
-            out.write(json.dumps(values, indent=1, allow_nan=False) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
+        write_json(file, values)
     except OSError as error:
         raise KQuantError(
             f"{file}: the sensitivities cannot be written there ({error.strerror or error}); make room, or choose a "
             f"folder that you may write to"
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)

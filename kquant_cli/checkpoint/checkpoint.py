@@ -25,7 +25,8 @@ from kquant_cli.checkpoint.quantised import refuse_quantised_config, refuse_quan
 from kquant_cli.checkpoint.stored_tensor import TensorLike
 from kquant_cli.checkpoint.tied_weights import tied_by_storage, tied_by_value
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.tensorfile import TensorInfo, read_header, read_tensor
+from kquant_cli.files.safetensors_format import TensorInfo
+from kquant_cli.files.safetensors_reader import read_header, read_tensor
 
 
 @dataclass(frozen=True)

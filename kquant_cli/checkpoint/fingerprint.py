@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kquant_cli.checkpoint.checkpoint import Checkpoint
 from kquant_cli.errors import KQuantError
-
-PIECE = 1 << 20  # bytes of a file in memory at a time
+from kquant_cli.files.digests import add_file
+from kquant_cli.files.tensor_bytes import tensor_bytes
 
 
 def content_hash(checkpoint: Checkpoint) -> str:
@@ -29,18 +29,15 @@ def content_hash(checkpoint: Checkpoint) -> str:
                 f"{checkpoint.name}: tensor {name!r} has entries that are not finite; mend the checkpoint"
             )
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensor))
     for file in checkpoint.other_files:
         digest.update(b"\n" + os.fsencode(file) + b"\n")  # a name need not be UTF-8
-        for piece in _pieces(checkpoint.path / file):
-            digest.update(piece)
+        _add_file(digest, checkpoint.path / file)
     return digest.hexdigest()
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def _add_file(digest: Any, path: Path) -> None:
     try:
-        with path.open("rb") as file:
-            while piece := file.read(PIECE):
-                yield piece
+        add_file(digest, path)
     except OSError as error:
         raise KQuantError(f"cannot read {path}: {error.strerror or error}") from error

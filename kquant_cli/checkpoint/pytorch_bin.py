@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.tensorfile import NAMES
+from kquant_cli.files.safetensors_format import NAMES
 
 DAMAGE = (  # what torch's readers raise for bytes that are cut or garbled, found by garbling them
     *(RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error),

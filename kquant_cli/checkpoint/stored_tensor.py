@@ -9,7 +9,7 @@ import torch
 
 
 class TensorLike(Protocol):
-    """A tensor on disk: `tensorfile.TensorInfo` or `pickled.PickledTensor`."""
+    """A tensor on disk: `files.TensorInfo` or `pytorch_bin.PickledTensor`."""
 
     @property
     def name(self) -> str:

@@ -13,7 +13,8 @@ import torch
 
 from kquant_cli.checkpoint.pytorch_bin import PickledTensor, read_pickled
 from kquant_cli.checkpoint.stored_tensor import TensorLike
-from kquant_cli.files.tensorfile import TensorInfo, read_chunks
+from kquant_cli.files.safetensors_format import TensorInfo
+from kquant_cli.files.safetensors_reader import read_chunks
 
 INPUTS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "shared.weight")
 OUTPUTS = ("lm_head.weight", "embed_out.weight", "lm_head.decoder.weight", "predictions.decoder.weight")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -18,10 +19,19 @@ from kquant_cli.cli.demo import demo
 from kquant_cli.cli.evaluate import evaluate
 from kquant_cli.cli.generate import generate
 from kquant_cli.cli.inspect import inspect
+from kquant_cli.cli.setting_options import SettingsGroup
 from kquant_cli.errors import KQuantError
+
+
+class Commands(SettingsGroup):
+    """The commands; of `compress` only the name, until it is called."""
+
+    late = MappingProxyType({"compress": compress})
+
 
 app = typer.Typer(
     name="kquant",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: kquant compress facebook/opt-1.3b --bits 4 && kquant eval --task wikitext2 && kquant inspect",
 )
-app.command("compress")(compress)
+app.command("compress", help=compress.__doc__)(lambda: None)  # Commands has the real one
 app.command("decompress")(decompress)
 app.command("inspect")(inspect)
 app.command("eval")(evaluate)

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from kquant_cli.compress.plan import Plan
 
 OUTPUT = "Output"
-NOT_SETTINGS = ("model", "output", "config", "revision", "device", "overwrite", "dry_run", "json_file")
-
-
-def _setting(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel="Settings (over those of --config, over the defaults)")
 
 
 def _output(text: str, *names: str) -> Any:
@@ -29,38 +24,9 @@ def _output(text: str, *names: str) -> Any:
 
 def compress(
     model: Annotated[str, typer.Argument(help="A Hugging Face model: hub id or folder.")],
+    flags: dict[str, Any],
     output: Annotated[Path | None, _output("The bundle; else bundles/MODEL-ENCODER-BITSbit.", "--output", "-o")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings, such as configs/default.yaml.")] = None,
-    bits: Annotated[float | None, _setting("Bits of a code, 1 to 8; a fraction such as 3.25 is an average.")] = None,
-    levels: Annotated[int | None, _setting("Centroids, 2 to 256, in place of 2^bits: 3, 5, 6, 12, ...")] = None,
-    encoder: Annotated[str | None, _setting("annealed (the default), greedy (the paper), uniform or kmeans.")] = None,
-    effort: Annotated[str | None, _setting("Sweeps of the annealing: fast (20), balanced (60) or best (400).")] = None,
-    stats: Annotated[
-        str | None, _setting("Inputs that channel scales are measured on: random (tokens), a text file, or none.")
-    ] = None,
-    sensitivity: Annotated[
-        str | None, _setting("Tokens that an average of bits is spread by: data-free, or a text file.")
-    ] = None,
-    codebook: Annotated[str | None, _setting("Where annealed's centroids lie: auto, ring or product.")] = None,
-    side: Annotated[str | None, _setting("Anneal rows (input) or columns (output).")] = None,
-    basis: Annotated[
-        str | None,
-        _setting("dct, hadamard, butterfly, qr, signed_dct, signed_dct_ii, signed_hadamard, householder, givens."),
-    ] = None,
-    basis_count: Annotated[int | None, _setting("Factors of a butterfly, householder or givens basis.")] = None,
-    rule: Annotated[str | None, _setting("Which of u and v takes the next step: greedy or alternating.")] = None,
-    form: Annotated[str | None, _setting("Decompose at once (matrix) or row by row (vector).")] = None,
-    max_iter: Annotated[int | None, _setting("Most iterations of a decomposition.")] = None,
-    tol: Annotated[float | None, _setting("Relative residual that counts as converged.")] = None,
-    init: Annotated[str | None, _setting("Start of k-means: grid, kmeans++ or peaks (of 2^n levels).")] = None,
-    restarts: Annotated[int | None, _setting("Starts of k-means, the best counts.")] = None,
-    group_size: Annotated[int | None, _setting("Columns that share a scale in uniform; 0: one range a tensor.")] = None,
-    seed: Annotated[int | None, _setting("Seed of the bases, k-means++ and random tokens.")] = None,
-    include: Annotated[list[str] | None, _setting("Pattern of further matrices to encode; repeatable.")] = None,
-    exclude: Annotated[list[str] | None, _setting("Pattern of matrices that stay dense; repeatable.")] = None,
-    on_no_convergence: Annotated[
-        str | None, _setting("A matrix that has not converged: encode it, keep it dense, or ENCODER[:BITS].")
-    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[bool, _output("Replace another bundle of that name.", "--overwrite")] = False,
@@ -78,9 +44,6 @@ def compress(
 
     The paper's encoder: kquant compress facebook/opt-1.3b --encoder greedy --stats none --basis butterfly
     """
-    flags = {k: v for k, v in locals().items() if k not in NOT_SETTINGS and v is not None}
-    if bits is not None and float(bits).is_integer():
-        flags["bits"] = int(bits)  # as it was typed
     from kquant_cli.bundle import open_bundle
     from kquant_cli.checkpoint import open_checkpoint
     from kquant_cli.cli.progress import show_progress

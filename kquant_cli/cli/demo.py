@@ -35,13 +35,13 @@ def demo(
     classifier, sentences = _shown(demo_classifier_path()), _shown(demo_sentences_path())
     small = bundle.with_name(f"{bundle.name}-sst2")
     _title(f"kquant compress {classifier} --bits {bits} -o {small}")
-    compress(classifier, output=small, bits=bits, device=device, overwrite=overwrite)
+    compress(classifier, {"bits": bits}, output=small, device=device, overwrite=overwrite)
     _title(f"kquant eval {small} --task sst2 --data {sentences} --against {classifier}")
     evaluate(str(small), task="sst2", data=Path(sentences), against=classifier, device=device)
 
     model = _shown(demo_model_path())
     _title(f"kquant compress {model} --bits {bits} -o {bundle}")
-    compress(model, output=bundle, bits=bits, device=device, overwrite=overwrite)
+    compress(model, {"bits": bits}, output=bundle, device=device, overwrite=overwrite)
     for path in (model, str(bundle)):
         _title(f"kquant eval {path} --task demo")
         evaluate(path, task="demo", device=device)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import kquant_cli
-from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle, write_json
+from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle
 from kquant_cli.bundle.output_folder import check_part, check_place, fresh, is_free, put_in_place, writing
 from kquant_cli.bundle.reader import open_bundle
 from kquant_cli.bundle.staging import Staged, Staging
@@ -30,7 +30,8 @@ from kquant_cli.compress.preparation import Prepared, Stage, prepare
 from kquant_cli.encoded import EncodedMatrix, Record
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
-from kquant_cli.native import library
+from kquant_cli.files.json_object import write_json
+from kquant_cli.native import loops
 from kquant_cli.process_memory import resident_set, return_freed_memory
 
 
@@ -76,8 +77,8 @@ def compress(
             say(f"unfinished work with other settings or weights in {staging.folder} was thrown away")
         if prepared.allocation is not None:
             say(prepared.allocation.sentence())
-        if slow := _slow(plan, device):
-            say(slow)
+        for caution in _cautions(plan, device):
+            say(caution)
         staged = {}
         for job in plan.jobs:
             start = time.perf_counter()
@@ -109,16 +110,15 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 def _versions(device: torch.device | str) -> dict[str, str]:
     versions = {"kashin-quant": kquant_cli.__version__, "torch": torch.__version__}
-    loops = "compiled" if torch.device(device).type == "cpu" and library("anneal") is not None else "torch"
-    return versions | {"python": platform.python_version(), "device": torch.device(device).type, "loops": loops}
+    kind = torch.device(device).type
+    return versions | {"python": platform.python_version(), "device": kind, "loops": loops(kind)}
 
 
-def _slow(plan: Plan, device: torch.device | str) -> str | None:
-    """A word on annealing without the compiled loops."""
-    annealed = any(job.config.encoder == "annealed" for job in plan.jobs)
-    if torch.device(device).type != "cpu" or not annealed or library("anneal") is not None:
-        return None
-    return "note: no C++ compiler was found, so the annealing runs in torch, ten to thirty times slower; install g++"
+def _cautions(plan: Plan, device: torch.device | str) -> list[str]:
+    """What the encoders of the plan have to say of the device."""
+    encoders = {job.config.encoder: job.config.chosen for job in plan.jobs}
+    cautions = (encoder.caution(torch.device(device)) for encoder in encoders.values())
+    return [caution for caution in cautions if caution]
 
 
 def _check_owner(out: Path) -> None:

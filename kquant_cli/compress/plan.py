@@ -11,7 +11,7 @@ from kquant_cli.bundle.writer import RESERVED
 from kquant_cli.calibration import describe_source
 from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
 from kquant_cli.config import CompressConfig, EncoderConfig
-from kquant_cli.encoders import check_basis, encoded_bytes
+from kquant_cli.encoders import check_bases, encoded_bytes
 from kquant_cli.errors import KQuantError
 
 CHANNEL_SCALE_BYTES = 2  # of an entry: float16
@@ -97,7 +97,7 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
             )
     jobs = tuple(Job(matrix, config.for_matrix(matrix.name)) for matrix in selection.matrices)
     for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
-        check_basis(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
+        check_bases(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
     describe_texts(config)
     taken = [str(name) for name in checkpoint.other_files if name.as_posix() in RESERVED]
     lost = (f"the source's {', '.join(taken)} is not copied: a bundle has its own",) if taken else ()

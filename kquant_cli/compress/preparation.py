@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kquant_cli.allocation import LEVELS, AllocationPlan, plan_levels
+from kquant_cli.allocation import AllocationPlan, Option, plan_levels, possible_levels
 from kquant_cli.calibration import (
     InputGroup,
     Scale,
@@ -32,11 +32,9 @@ from kquant_cli.checkpoint import Checkpoint, Matrix
 from kquant_cli.compress.plan import Job, Plan
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
-from kquant_cli.encoders.annealed import searched_errors
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.quiet import quiet
 
-WHITE = ("annealed", "greedy")  # encoders whose rotations spread the error evenly over the channels
 SAMPLED_ROWS = 64  # of each matrix that other encoders try a channel scale on
 
 Stage = Callable[[str, int, int], None]  # (what, done, in all)
@@ -135,7 +133,7 @@ def _with_scales(
 def _group_scale(checkpoint: Checkpoint, jobs: Sequence[Job], group: InputGroup, device: torch.device | str) -> Scale:
     """The channel scale of the layers `jobs`, which share an input."""
     energy = column_energy(_weight(checkpoint, job.matrix) for job in jobs)
-    if all(job.config.encoder in WHITE for job in jobs):
+    if all(job.config.chosen.spreads_error for job in jobs):
         return white_error_scale(energy, group.second_moments)
     samples = [_weight(checkpoint, job.matrix) for job in jobs]
     samples = [weight[:: -(-len(weight) // SAMPLED_ROWS)].float().to(device) for weight in samples]
@@ -187,24 +185,30 @@ def _allocate(
             say=lambda note: say(f"note: {note}"),
         )
 
-    def nbytes(matrix: Matrix, levels: int) -> int:
-        job = jobs[matrix.name]
-        return replace(job, config=job.config.model_copy(update={"levels": levels})).nbytes
-
-    def possible(matrix: Matrix) -> tuple[int, ...]:
-        own = jobs[matrix.name].config
-        return tuple(k for k in LEVELS if not own.unfit(k)) if own.is_average else (own.level_count,)
-
-    errors, source = searched_errors(config.effort), config.sensitivity
+    options = {name: _options(job) for name, job in jobs.items()}
+    weights = {name: job.weights for name, job in jobs.items()}
     try:
-        return plan_levels(
-            matrices, sensitivities, float(config.bits), nbytes, source=source, levels=possible, table=errors
-        )
+        return plan_levels(weights, options, sensitivities, float(config.bits), source=config.sensitivity)
     except ValueError as error:
         raise KQuantError(
             f"`bits` is {config.bits}, which is less than the fewest levels, with their codebooks and scales, take "
             f"(rules for layers are kept); give more"
         ) from error
+
+
+def _options(job: Job) -> list[Option]:
+    """What the matrix may get: every number of levels that its encoder allows, or its rule's own."""
+    config = job.config
+    counts = _possible(config) if config.is_average else (config.level_count,)
+    made = {levels: replace(job, config=config.model_copy(update={"levels": levels})) for levels in counts}
+    return [
+        Option(levels, one.nbytes, config.chosen.expected_error(levels, config.settings))
+        for levels, one in made.items()
+    ]
+
+
+def _possible(config: EncoderConfig) -> tuple[int, ...]:
+    return possible_levels(lambda levels: config.refusal(levels) is None)
 
 
 def _weight(checkpoint: Checkpoint, matrix: Matrix) -> Tensor:
@@ -217,5 +221,5 @@ def _whole(config: EncoderConfig) -> EncoderConfig:
     """The settings with a level count, the nearest where they have only an average."""
     if not config.is_average:
         return config
-    possible = (levels for levels in LEVELS if not config.unfit(levels))
-    return config.model_copy(update={"levels": min(possible, key=lambda levels: abs(log2(levels) - config.bits))})
+    nearest = min(_possible(config), key=lambda levels: abs(log2(levels) - config.bits))
+    return config.model_copy(update={"levels": nearest})

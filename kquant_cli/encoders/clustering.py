@@ -1,43 +1,58 @@
-"""From points to a codebook: the starts that the settings name, and the best of several."""
+"""From points to a codebook by k-means: the starts that the settings name, and the best of several."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from kquant_cli.codebooks import grid_start, kmeans, kmeans_plus_plus
-from kquant_cli.config import EncoderConfig
+from kquant_cli.encoders.encoder import EncoderSettings
+from kquant_cli.setting_types import Tolerance
 
 SAMPLE = 2**14  # points on which starts are compared: 64 a centroid at 8 bits
 
 
-def cluster(points: torch.Tensor, config: EncoderConfig, peaks: torch.Tensor | None) -> torch.Tensor:
-    """The centroids (2^bits, d) that k-means finds for points (n, d).
+class ClusteringSettings(EncoderSettings):
+    """Settings of the encoders whose codebook is found by k-means."""
 
-    The first start is `config.init`, further ones are k-means++. Of several starts, each is followed on a sample, and
+    init: Literal["grid", "kmeans++", "peaks"] = Field("grid", description="the first start of k-means")
+    restarts: int = Field(
+        5, ge=1, description="starts of k-means, compared on a sample; those after the first are k-means++"
+    )
+    kmeans_iter: int = Field(300, ge=0, description="most iterations of k-means")
+    kmeans_tol: Tolerance = Field(5e-6, description="relative movement of the centroids at which k-means stops")
+
+
+def refusal_of_peaks(levels: int, settings: ClusteringSettings) -> str | None:
+    """Why the closed-form start cannot have so many levels; None where it can, or is not the start."""
+    if settings.init == "peaks" and levels & (levels - 1):
+        return (
+            f"`init: peaks` cannot have {levels} levels, expected a power of two, since peaks are sums of signed steps"
+        )
+    return None
+
+
+def cluster(
+    points: torch.Tensor, levels: int, settings: ClusteringSettings, peaks: torch.Tensor | None
+) -> torch.Tensor:
+    """The centroids (levels, d) that k-means finds for points (n, d).
+
+    The first start is `settings.init`, further ones are k-means++. Of several starts, each is followed on a sample, and
     the one with the smallest inertia there goes on with all points.
     """
-    levels = config.level_count
-    limits: dict[str, Any] = {"max_iter": config.kmeans_iter, "tol": config.kmeans_tol}
+    limits: dict[str, Any] = {"max_iter": settings.kmeans_iter, "tol": settings.kmeans_tol}
     sample = points[:: len(points) // SAMPLE | 1]  # an odd stride: in step with no power of two
     starts = []
-    for restart in range(config.restarts):
-        if restart or config.init == "kmeans++":
-            starts.append(kmeans_plus_plus(sample, levels, (config.seed + restart) % 2**32))
+    for restart in range(settings.restarts):
+        if restart or settings.init == "kmeans++":
+            starts.append(kmeans_plus_plus(sample, levels, (settings.seed + restart) % 2**32))
         else:
             starts.append(grid_start(points, levels) if peaks is None else peaks.to(points))
     if len(starts) > 1:
         starts = [min((kmeans(sample, start, **limits) for start in starts), key=lambda r: r.inertia).centroids]
     return kmeans(points, starts[0], **limits).centroids
-
-
-def root_mean_square(weight: torch.Tensor, *, by_row: bool = False) -> torch.Tensor:
-    """sqrt(mean w^2) of all entries (1, 1), or of each row (rows, 1); no square over- or underflows."""
-    dims = (1,) if by_row else (0, 1)
-    largest = weight.abs().amax(dim=dims, keepdim=True)
-    units = weight / torch.where(largest > 0, largest, 1)
-    return units.square_().mean(dim=dims, keepdim=True).sqrt() * largest
 
 
 def signed_sums(sizes: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,11 @@ def library(name: str) -> ctypes.CDLL | None:
     return None
 
 
+def loops(device: str) -> str:
+    """What runs on that kind of device, for a manifest: the `compiled` loops, or the same in `torch`."""
+    return "compiled" if device == "cpu" and library("anneal") is not None else "torch"
+
+
 def cache_folder() -> Path:
     """Where compiled loops are kept: $XDG_CACHE_HOME/kashin-quant, else ~/.cache/kashin-quant."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kashin-quant"

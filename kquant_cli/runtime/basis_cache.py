@@ -1,6 +1,6 @@
 """Bases that stay in memory as long as the layer that computes with them.
 
-`BasisSpec.make` keeps a few bases with nobody using them; a model whose layers have more sizes than that would make
+`basis_for` keeps a few bases with nobody using them; a model whose layers have more sizes than that would make
 every one anew (signs, tables, their way to the device) at every token.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kquant_cli.bases import BasisSpec
+from kquant_cli.bases import BasisSpec, basis_for
 from kquant_cli.bases.basis import Basis
 
 
@@ -22,7 +22,7 @@ class HeldBases:
         """The basis of `spec`."""
         basis = self._made.get(spec)
         if basis is None:
-            basis = self._made[spec] = spec.make()
+            basis = self._made[spec] = basis_for(spec)
         return basis
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from kquant_cli.bundle import read_layouts, require_tensors, require_version
 from kquant_cli.encoded import Layout
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.tensorfile import TensorInfo, read_header, read_tensor
+from kquant_cli.files.safetensors_format import TensorInfo
+from kquant_cli.files.safetensors_reader import read_header, read_tensor
 from kquant_cli.runtime.linear import KashinLinear
 from kquant_cli.runtime.linear_modules import (
     CannotRunFromCodesError,

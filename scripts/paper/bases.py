@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from common import KINDS, command, label, layers, new_parser, random_matrix, save, settings_of
 from models import Measure, compressed
+from plots import plt
 
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode

@@ -6,19 +6,16 @@ Every script writes NAME.json, and most write NAME.png, into scripts/results/pap
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import torch
-from PIL import Image
 
 sys.path.append(str(Path(__file__).parent.parent))  # scripts/
 
@@ -30,11 +27,9 @@ from kquant_cli.checkpoint.selection import matches
 from kquant_cli.demo import demo_model_path
 from kquant_cli.errors import KQuantError
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-import matplotlib.pyplot as plt
-
-COLOURS = 256  # of a PNG: lines and labels need no more, and the file is half as large
 # a list of numbers over several lines
 NUMBERS = re.compile(r"\[\s+((?:[-+\d.e]+|null)(?:,\s+(?:[-+\d.e]+|null))*)\s+\]")
 # The authors' code makes each Givens rotation and discards it, so that their Givens basis is the identity.
@@ -108,17 +103,16 @@ def thinned(trace: torch.Tensor, points: int = 40) -> list[list[float]]:
     return [[int(i), float(f"{trace[i - 1]:.4g}")] for i in chosen]
 
 
-def save(folder: Path, name: str, values: dict[str, Any], figure: plt.Figure | None = None) -> None:
+def save(folder: Path, name: str, values: dict[str, Any], figure: Figure | None = None) -> None:
     """Write NAME.json, with the machine, and NAME.png."""
     file = folder / f"{name}.json"
     write_results(file, {"machine": machine(), **rounded(values)})
     text = file.read_text(encoding="utf-8")
     file.write_text(NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text), encoding="utf-8")
     if figure is not None:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=80, bbox_inches="tight")
-        plt.close(figure)
-        Image.open(buffer).convert("RGB").quantize(COLOURS).save(folder / f"{name}.png", optimize=True)
+        from plots import write_png
+
+        write_png(figure, folder / f"{name}.png")
     print(f"written: {file}", flush=True)
 
 

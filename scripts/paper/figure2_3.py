@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from common import KINDS, basis, command, label, layers, new_parser, random_matrix, save, thinned
+from plots import plt
 
 from kquant_cli.decomposition import KashinFactors, decompose_matrix, decompose_vector
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from common import basis, command, new_parser, random_matrix, save
+from plots import plt
 
 from kquant_cli.decomposition import KashinFactors, decompose_matrix, decompose_vector
 

@@ -10,31 +10,32 @@ centroids that the encoder finds. u and v are in units of the weight's root mean
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from common import command, layers, new_parser, random_matrix, save
+from plots import plt
 
-from kquant_cli.config import BasisKind, EncoderConfig
+from kquant_cli.bases import BASES, basis_for
+from kquant_cli.config import EncoderConfig
 from kquant_cli.decomposition import decompose_matrix
 from kquant_cli.encoders import encode
-from kquant_cli.encoders.clustering import root_mean_square
-from kquant_cli.encoders.greedy import greedy_layout
+from kquant_cli.encoders.scale import root_mean_square
 
 BINS = 80
 
 
 def pairs(weight: torch.Tensor, config: EncoderConfig) -> tuple[torch.Tensor, dict[str, Any]]:
     """The points (n, 2) that the encoder clusters, and what the JSON says of them."""
-    frame = greedy_layout((weight.shape[0], weight.shape[1]), config).frame
+    settings = config.settings
+    frame = config.chosen.layout((weight.shape[0], weight.shape[1]), config.level_count, settings).frame
     assert frame.left_v is not None and frame.right_v is not None
     factors = decompose_matrix(
         weight / root_mean_square(weight),
-        frame.left_v.make(),
-        frame.right_v.make(),
-        max_iter=config.max_iter,
-        tol=config.tol,
+        basis_for(frame.left_v),
+        basis_for(frame.right_v),
+        max_iter=settings.max_iter,
+        tol=settings.tol,
     )
     points = torch.stack([factors.u.flatten(), factors.v.flatten()], dim=1)
     encoded = encode(weight, config)
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__, models=True)
     parser.add_argument("--size", type=int, default=512, help="of the Gaussian matrix")
     parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--basis", default="dct", choices=get_args(BasisKind))
+    parser.add_argument("--basis", default="dct", choices=BASES)
     parser.add_argument("--max-iter", type=int, default=200)
     args = parser.parse_args(argv)
     config = EncoderConfig(encoder="greedy", bits=args.bits, basis=args.basis, max_iter=args.max_iter)

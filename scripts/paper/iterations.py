@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import matplotlib.pyplot as plt
 from common import command, layers, new_parser, random_matrix, save
 from models import Measure, compressed
+from plots import plt
 
-from kquant_cli.config import BasisKind, EncoderConfig
+from kquant_cli.bases import BASES
+from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
 from kquant_cli.evaluation import EvalOptions
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__, models=True)
     parser.add_argument("--size", type=int, default=512, help="of the random matrices")
     parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--basis", default="dct", choices=get_args(BasisKind))
+    parser.add_argument("--basis", default="dct", choices=BASES)
     parser.add_argument("--counts", type=int, nargs="+", default=[4, 6, 8, 12, 20, 30, 100])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.1, 0.03, 0.01, 1e-3, 1e-6])
     parser.add_argument("--max-iter", type=int, default=200, help="beside the thresholds")

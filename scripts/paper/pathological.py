@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from common import KINDS, command, label, new_parser, random_matrix, save, settings_of
+from plots import plt
 
 from kquant_cli.bases import make_basis
 from kquant_cli.config import EncoderConfig

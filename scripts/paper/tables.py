@@ -1,4 +1,4 @@
-"""The tables of the README here, and one of the project's, from scripts/results/paper/ (by scripts/readme.py)."""
+"""The tables of the README here, and one of docs/results.md's, from scripts/results/paper/ (by scripts/docs.py)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _scores(scores: list[float | None] | None) -> str:
 
 
 def short_glue(values: dict[str, Any]) -> str:
-    """For the project's README: ours and BERT-base."""
+    """For docs/results.md: ours and BERT-base."""
     return glue(values, ["BERT-base"])
 
 

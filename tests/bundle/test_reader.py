@@ -136,6 +136,15 @@ def damage_manifest(bundle):
     (bundle / "kquant.json").write_text("{")
 
 
+def damage_deep_manifest(bundle):
+    (bundle / "kquant.json").write_text('{"a":' * 100_000)
+
+
+def damage_large_manifest(bundle):
+    with (bundle / "kquant.json").open("r+b") as file:
+        file.truncate(1_000_000_001)
+
+
 def damage_no_manifest(bundle):
     (bundle / "kquant.json").unlink()
 
@@ -211,9 +220,15 @@ NOT_SHARED = "'model.layers.0.self_attn.q_proj' takes its channel scale from {!r
         (module(dtype="foo"), "cannot be read (dtype cannot be 'foo')"),
         (index([]), "index.json: weight_map names no shards"),
         (index({"model.norm.weight": 3}), "index.json: weight_map names no shards"),
+        (index({"model.norm.weight": "kquant.json"}), "index.json: weight_map names no shards"),
+        (index({"model.norm.weight": "a/b.safetensors"}), "'a/b.safetensors', expected a file of the bundle's folder"),
+        (index({"model.norm.weight": "C:b.safetensors"}), "'C:b.safetensors', expected a file of the bundle's folder"),
+        (index({"model.norm.weight": "a\0.safetensors"}), "'a\\x00.safetensors', expected a file of the bundle's"),
         (files({}), "kquant.json: files does not list 'config.json'"),
         (files({"config.json": 3}), "kquant.json: lacks size or sha256 of 'config.json'"),
         (files({"config.json": {"size": 3}}), "kquant.json: lacks size or sha256 of 'config.json'"),
+        (files({"../x": {"size": 1, "sha256": ""}}), "kquant.json: names '../x' in files, which is outside the bundle"),
+        (files({"/x": {"size": 1, "sha256": ""}}), "kquant.json: names '/x' in files, which is outside the bundle"),
         (unlist("model.safetensors.index.json"), "files does not list 'model.safetensors.index.json'"),
         (unlist(SHARD), f"files does not list '{SHARD}'"),
         (damage_missing_tensor, "has no tensor 'model.layers.1.mlp.up_proj.weight_codebook'"),
@@ -223,6 +238,11 @@ NOT_SHARED = "'model.layers.0.self_attn.q_proj' takes its channel scale from {!r
         (damage_one_byte, "SHA-256"),
         (damage_lost_file, "is missing from the bundle"),
         (damage_manifest, "kquant.json: is not valid JSON"),
+        (damage_deep_manifest, "kquant.json: is not valid JSON; the bundle is damaged, make it again"),
+        (
+            damage_large_manifest,
+            "kquant.json: has 1000000001 bytes, expected at most 1000000000; the bundle is damaged",
+        ),
         (damage_no_manifest, "kquant.json: cannot be read"),
         (damage_outside, "names '../elsewhere.safetensors'"),
         (attention("q_proj", channel_scale_from="nowhere"), NOT_SHARED.format("nowhere")),
@@ -272,6 +292,8 @@ def test_newest(whole, tmp_path):
 
 
 def test_not_a_bundle(tiny_llama, tmp_path):
-    for folder in (tiny_llama, tmp_path, tmp_path / "nowhere"):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "config.json").write_text('{"quantization_config":' * 100_000)
+    for folder in (tiny_llama, tmp_path, tmp_path / "nowhere", tmp_path / "deep"):
         with pytest.raises(KQuantError, match="is not a kquant bundle"):
             open_bundle(folder)

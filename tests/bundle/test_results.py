@@ -1,5 +1,6 @@
 """Evaluations beside a bundle: where they go, what takes whose place, and what is passed over."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -59,9 +60,32 @@ def test_a_bundle_that_cannot_be_written_has_them_elsewhere(bundle: Path) -> Non
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "{}", json.dumps({**RESULT, "measured": 3}), json.dumps({**RESULT, "measured": "t", "counts": []})],
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"a":' * 100_000,
+        json.dumps({**RESULT, "measured": 3}),
+        json.dumps({**RESULT, "measured": "t", "counts": []}),
+    ],
 )
 def test_files_that_hold_no_result_are_passed_over(bundle: Path, content: str) -> None:
     keep_result(bundle, RESULT)
     (bundle / "results" / "other.json").write_text(content)
     assert len(kept_results(bundle)) == 1
+
+
+def test_no_space_in_one_place_leaves_what_was_kept_there(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = keep_result(bundle, RESULT)
+    before, rename = first.read_bytes(), Path.replace
+
+    def full(part: Path, target: Path) -> Path:
+        if bundle in target.parents:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(part, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert keep_result(bundle, RESULT) == Path("results/small-4bit") / first.name
+    assert list((bundle / "results").iterdir()) == [first]
+    assert first.read_bytes() == before

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kquant_cli.files.tensorfile import TensorFileWriter
+from kquant_cli.files.safetensors_writer import tensor_file
 
 WIDTH, FEED_FORWARD, VOCABULARY = 768, 2048, 256
 BLOCK = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"} | {
@@ -43,7 +43,7 @@ def write_llama(folder: Path, layers: int) -> Path:
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in (BLOCK | norms).items()}
     values = torch.randn(FEED_FORWARD * WIDTH, generator=torch.Generator().manual_seed(0)).mul_(0.03).half()
     folder.mkdir()
-    with TensorFileWriter(folder / "model.safetensors", [(n, torch.float16, s) for n, s in shapes.items()]) as file:
+    with tensor_file(folder / "model.safetensors", [(n, torch.float16, s) for n, s in shapes.items()]) as file:
         for name, shape in shapes.items():
             file.write(name, values[: math.prod(shape)].view(shape))
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": layers}

@@ -1,6 +1,8 @@
 """Measured sensitivities are used again where they fit, and only there."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,7 @@ def test_whatever_differs_is_measured_anew(ask: Ask, tmp_path: Path) -> None:
         lambda text: text[: len(text) // 2],
         lambda _: "",
         lambda _: "[]",
+        lambda _: '{"sensitivities":' * 100_000,
         lambda _: "\xff",
         lambda text: text.replace("1.1", "-1.1"),
         lambda text: text.replace("1.1", "NaN"),
@@ -92,6 +95,23 @@ def test_a_place_that_cannot_be_written_is_told(ask: Ask, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(KQuantError, match=r"the sensitivities cannot be written there .*; make room, or choose"):
         ask(file=tmp_path / "file" / "sensitivity.json")
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_no_space_is_told_and_leaves_the_old_file(
+    ask: Ask, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask()
+    (file,) = (tmp_path / "kept").iterdir()
+    before = file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os if step == "fsync" else Path, step, full)
+    with pytest.raises(KQuantError, match=r"cannot be written there \(No space left on device\); make room"):
+        ask(fingerprint="g")
+    assert [(f, f.read_bytes()) for f in (tmp_path / "kept").iterdir()] == [(file, before)]
 
 
 def test_a_text_that_is_not_there_is_told_before_anything_is_measured(ask: Ask, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from kquant_cli.calibration import InputGroup, InputStatistics, StatisticsUnavailable, load_or_collect, statistics_path
 from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.safetensors_writer import TensorWriter
 
 NAMES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 
@@ -148,6 +151,20 @@ def test_a_file_that_cannot_be_written_is_a_sentence_and_leaves_nothing(run: Run
     with pytest.raises(KQuantError, match="cannot be written"):
         run()
     assert [path.name for path in tmp_path.iterdir()] == ["bundles"]
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_no_space_is_a_sentence_and_leaves_the_old_file(run: Run, step: str, monkeypatch: pytest.MonkeyPatch):
+    run()
+    before = run.file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr({"write": TensorWriter, "fsync": os, "replace": Path}[step], step, full)
+    with pytest.raises(KQuantError, match=r"cannot be written \(No space left on device\): choose another --output"):
+        run(seed=2)
+    assert [(path, path.read_bytes()) for path in run.file.parent.iterdir()] == [(run.file, before)]
 
 
 def test_what_is_unavailable_leaves_no_file(run: Run, monkeypatch: pytest.MonkeyPatch):

@@ -283,6 +283,6 @@ def test_nothing_here_imports_transformers_or_the_hub():
     """The packages are made unimportable, which a folder's checkpoint must not notice."""
     script = (
         "import sys; sys.modules.update(dict.fromkeys(('transformers', 'huggingface_hub')));"
-        "import kquant_cli.checkpoint, kquant_cli.files.tensorfile"
+        "import kquant_cli.checkpoint, kquant_cli.files.safetensors_reader"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

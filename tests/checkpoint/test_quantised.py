@@ -86,6 +86,8 @@ def test_a_folder_without_a_config(folder):
     [
         (b"{", "is not valid JSON"),
         (b"\xff", "is not valid JSON"),
+        (b"[" * 100_000, r"is not valid JSON \(maximum recursion depth .*\): download it again"),
+        (b'{"a":' * 64 + b"{}" + b"}" * 64, r"is not valid JSON \(nested more than 64 deep\): download it again"),
         (b"[]", "should hold a JSON object and holds a list"),
     ],
 )
@@ -93,6 +95,13 @@ def test_a_damaged_config(folder, content, message):
     save_file(WEIGHT, folder / "model.safetensors")
     (folder / "config.json").write_bytes(content)
     refused(folder, rf"config\.json {message}")
+
+
+def test_a_config_too_large_to_be_one(folder):
+    save_file(WEIGHT, folder / "model.safetensors")
+    with (folder / "config.json").open("r+b") as file:
+        file.truncate(100_000_001)
+    refused(folder, r"config\.json has 100000001 bytes, and kquant reads at most 100000000 .*: download it again")
 
 
 def test_a_folder_without_weights(folder):
@@ -186,6 +195,8 @@ def test_a_truncated_shard(folder):
         ({"weight_map": {"a": "/etc/secret.safetensors"}}, "which is outside the folder"),
         ({"weight_map": {"a": "C:\\secret.safetensors"}}, "which is outside the folder"),
         ({"weight_map": {"a": "..\\secret.safetensors"}}, "which is outside the folder"),
+        ({"weight_map": {"a": "C:secret.safetensors"}}, "which is outside the folder"),
+        ({"weight_map": {"a": "secret\0.safetensors"}}, "which is outside the folder"),
         (
             {"weight_map": {"a": "/etc/passwd"}},
             r"names '/etc/passwd' for tensor 'a': expected the name of a \.safetensors file",

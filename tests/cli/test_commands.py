@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import kquant_cli
 from kquant_cli.bundle import open_bundle
-from kquant_cli.config import CompressConfig
+from kquant_cli.config import all_settings
 
 KQUANT = (sys.executable, "-m", "kquant_cli")
 PAPER = ("--encoder", "greedy", "--stats", "none")
@@ -57,7 +57,8 @@ def test_default_output_and_newest(kquant, tiny_llama, tmp_path, monkeypatch):
 
 PAPERS = {
     "encoder": "greedy", "stats": "none", "bits": 2, "basis": "butterfly", "basis_count": 2, "rule": "alternating",
-    "form": "vector", "max_iter": 7, "tol": 0.001, "init": "peaks", "restarts": 2, "group_size": 64, "seed": 9,
+    "form": "vector", "max_iter": 7, "tol": 0.001, "init": "peaks", "restarts": 2,
+    "kmeans_iter": 40, "kmeans_tol": 1e-5, "group_size": 64, "seed": 9,
     "include": ["lm_head.weight"], "exclude": ["*.q_proj*"], "on_no_convergence": "uniform:5",
 }  # fmt: skip
 OURS = {
@@ -83,7 +84,7 @@ def test_every_setting_reaches_the_bundle(kquant, tiny_llama, tmp_path, flags):
 
 
 def test_every_setting_has_a_flag():
-    known = set(CompressConfig.model_fields) - {"kmeans_iter", "kmeans_tol", "layers"}  # those are for a file
+    known = set(all_settings()) - {"layers"}  # rules are for a file
     assert known == set(PAPERS) | set(OURS) | set(AVERAGE)
 
 
@@ -288,7 +289,10 @@ def test_mistakes_are_one_sentence_and_exit_2(kquant, tiny_llama, tmp_path, args
 
 
 def test_help_and_version_are_light():
-    """No torch, no transformers: `--help` of every command answers at once; each has an example."""
+    """No torch, no transformers: `--help` answers at once, but that of `compress`, which asks the encoders.
+
+    Each has an example.
+    """
     code = (
         "import sys; from kquant_cli.cli import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
@@ -298,7 +302,10 @@ def test_help_and_version_are_light():
     shown = subprocess.run([*KQUANT, "compress", "--help"], capture_output=True, text=True, check=True).stdout
     for option in ("levels", "effort", "stats", "sensitivity", "codebook", "side"):
         assert f"--{option} " in shown
-    for args in ([], ["compress"], ["decompress"], ["inspect"], ["eval"], ["demo"]):
+    slow = "{'transformers', 'sklearn', 'datasets', 'accelerate'} & set(sys.modules)"
+    asked = code.replace("{'torch', 'transformers', 'sklearn', 'scipy', 'datasets'} & set(sys.modules)", slow)
+    subprocess.run([sys.executable, "-c", asked, "compress", "--help"], capture_output=True, text=True, check=True)
+    for args in ([], ["decompress"], ["inspect"], ["eval"], ["demo"]):
         done = subprocess.run([sys.executable, "-c", code, *args, "--help"], capture_output=True, text=True, check=True)
         assert "Example" in done.stdout
     done = subprocess.run([*KQUANT, "--version"], capture_output=True, text=True, check=True)
@@ -378,12 +385,12 @@ def test_exotic_source_dtype(kquant, tmp_path):
 def test_decompress_without_space_is_one_sentence(kquant, bundle, tmp_path, monkeypatch):
     import errno
 
-    from kquant_cli.files.tensorfile import TensorFileWriter
+    from kquant_cli.files.safetensors_writer import TensorWriter
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(TensorFileWriter, "write", full)
+    monkeypatch.setattr(TensorWriter, "write", full)
     result = kquant("decompress", bundle, "-o", tmp_path / "dense")
     assert result.code == 2
     assert "no space left on the device" in result.err

@@ -35,7 +35,7 @@ layers:
 CASES: dict[str, tuple[str, list[str]]] = {
     "annealed": ("demo", ["--effort", "fast", *FIRST]),
     "annealed-best-without-statistics": ("gpt2", ["--effort", "best", "--stats", "none", "--bits", "2"]),
-    "annealed-output-product": (
+    "annealed-output": (
         "demo",
         ["--effort", "fast", "--side", "output", "--codebook", "product", *FIRST],
     ),

@@ -19,7 +19,7 @@ from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import CompressConfig
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.tensorfile import TensorFileWriter
+from kquant_cli.files.safetensors_writer import TensorWriter
 
 QUICK = {"encoder": "greedy", "stats": "none", "max_iter": 12, "kmeans_iter": 10, "bits": 3}
 
@@ -296,18 +296,18 @@ def test_a_basis_of_an_impossible_size_is_refused_before_any_work(tmp_path):
 @pytest.mark.parametrize("file", ["weight_codes", "model-00001-of-00001.safetensors"])
 def test_no_space_left(tiny_llama, tmp_path, monkeypatch, file):
     """While a matrix is made durable, or while the shard is written: one sentence, and the next run goes on."""
-    write = TensorFileWriter.write
+    write = TensorWriter.write
 
-    def full(self: TensorFileWriter, name: str, tensor: torch.Tensor) -> None:
-        if file in (name, Path(self._file.name).name):
+    def full(self: TensorWriter, name: str, tensor: torch.Tensor) -> None:
+        if file == name or file in Path(self._file.name).name:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, name, tensor)
 
-    monkeypatch.setattr(TensorFileWriter, "write", full)
+    monkeypatch.setattr(TensorWriter, "write", full)
     with pytest.raises(KQuantError, match="no space left on the device"):
         compress(tiny_llama, tmp_path / "b")
     assert not (tmp_path / "b").exists()
-    monkeypatch.setattr(TensorFileWriter, "write", write)
+    monkeypatch.setattr(TensorWriter, "write", write)
     open_bundle(compress(tiny_llama, tmp_path / "b"))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kquant_cli.bases import BasisSpec
+from kquant_cli.bases import BasisSpec, CoupledBases, basis_for
 from kquant_cli.native import library
 from kquant_cli.runtime import basis_pair
 from kquant_cli.runtime.basis_pair import adjoint_pair
@@ -19,7 +19,7 @@ def agrees(u, v, x, scale=None):
     a, b = adjoint_pair(u, v, x, scale)
     exact = x.double() if scale is None else x.double() * scale.double()
     for found, spec in ((a, u), (b, v)):
-        expected = exact if spec is None else spec.make().adjoint(exact)
+        expected = exact if spec is None else basis_for(spec).adjoint(exact)
         assert found.shape == x.shape
         assert found.dtype == x.dtype
         assert (found - expected).norm() < 1e-5 * expected.norm()
@@ -30,7 +30,7 @@ def agrees(u, v, x, scale=None):
 @pytest.mark.parametrize("tokens", [1, 3, 16])
 def test_the_compiled_pair(size, tokens):
     x, scale = torch.randn(tokens, size), 0.5 + torch.rand(size)
-    assert basis_pair._is_native(*frame(size), x, scale)
+    assert basis_pair._is_native(CoupledBases(size, 3), x, scale)
     agrees(*frame(size), x, scale)
     agrees(*frame(size), x)
 
@@ -40,7 +40,7 @@ def test_the_compiled_pair(size, tokens):
 )
 def test_what_goes_through_the_bases(size, tokens):
     x, scale = torch.randn(tokens, size), 0.5 + torch.rand(size)
-    assert not basis_pair._is_native(*frame(size), x, scale)
+    assert not basis_pair._is_native(CoupledBases(size, 3), x, scale)
     agrees(*frame(size), x, scale)
 
 
@@ -49,9 +49,10 @@ def test_other_frames_and_inputs():
     u, v = frame(96)
     others = [(None, BasisSpec("hadamard", 96)), (None, None), (v, u), (u, frame(96, 4)[1]), (u, BasisSpec("dct", 96))]
     for pair in others:
-        assert not basis_pair._is_native(*pair, x, None)
+        assert CoupledBases.of(*pair) is None
         agrees(*pair, x)
-    assert not basis_pair._is_native(u, v, x.double(), None)
+    assert CoupledBases.of(u, v) == CoupledBases(96, 3)
+    assert not basis_pair._is_native(CoupledBases(96, 3), x.double(), None)
     agrees(u, v, torch.randn(2, 3, 96))  # more dimensions
     agrees(u, v, torch.randn(96, 5).T)  # other strides
 
@@ -62,13 +63,13 @@ def test_gradients_go_through_the_bases():
     a, b = adjoint_pair(u, v, x)
     (a.sum() + b.sum()).backward()
     ones = torch.ones(2, 96)
-    torch.testing.assert_close(x.grad, u.make().apply(ones) + v.make().apply(ones))
+    torch.testing.assert_close(x.grad, basis_for(u).apply(ones) + basis_for(v).apply(ones))
 
 
 def test_without_native_code(monkeypatch):
     monkeypatch.setattr(basis_pair, "library", lambda name: None)
     x = torch.randn(2, 96)
-    assert not basis_pair._is_native(*frame(96), x, None)
+    assert not basis_pair._is_native(CoupledBases(96, 3), x, None)
     agrees(*frame(96), x)
 
 

@@ -7,7 +7,6 @@ least_squares.py    the best codebook and scales for the codes
 encode.py           a whole matrix
 """
 
-from kquant_cli.encoders.annealed.encode import annealed_layout, encode_annealed
-from kquant_cli.encoders.annealed.schedule import searched_errors
+from kquant_cli.encoders.annealed.encode import Annealed, AnnealedSettings
 
-__all__ = ["annealed_layout", "encode_annealed", "searched_errors"]
+__all__ = ["Annealed", "AnnealedSettings"]

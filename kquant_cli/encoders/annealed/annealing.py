@@ -1,6 +1,6 @@
 """Mean-field annealing of rows: which point of the codebook each position takes (this project's own method).
 
-A row x of unit mean square is approximated by u + Q v, Q = D T^T (T the `hadamard_dct` basis, D random signs), where
+A row x of unit mean square is approximated by u + Q v, Q = D T^T (the coupling of bases/coupled.py), where
 each pair (u_j, v_j) is one of the points C_k = (c_k, d_k) of the plane. Position j sees the two fields
 
     t_j = (x - Q v)_j,    s_j = (Q^T (x - u))_j
@@ -30,8 +30,8 @@ import torch
 from numpy.random import RandomState
 from torch import Tensor
 
-from kquant_cli.bases import Basis, BasisSpec
-from kquant_cli.bases.hadamard_dct import LARGEST_DENSE, power_and_order, two_sign_draws
+from kquant_cli.bases import CoupledBases
+from kquant_cli.bases.coupled import LoopTables
 from kquant_cli.encoders.annealed.soft_assignment import average
 from kquant_cli.native import library
 from kquant_cli.threads import for_each
@@ -50,76 +50,53 @@ class Sweeps:
     moving: Tensor
 
 
-@dataclass(frozen=True)
-class Coupling:
-    """Q = D T^T of a size and seed: D has the second draw of signs, the first belongs to the basis A of the frame."""
-
-    size: int
-    signs: Tensor  # (size,)
-    transform: Basis
-
-    @classmethod
-    def of(cls, size: int, seed: int, device: torch.device) -> Coupling:
-        """The coupling of the frame's bases `signed_hadamard_dct` and `twice_signed_hadamard_dct`: Q = A^T B."""
-        signs = two_sign_draws(seed, size)[1].to(device, torch.float32)
-        return cls(size, signs, BasisSpec("hadamard_dct", size).make())
-
-    def apply(self, v: Tensor) -> Tensor:
-        """Q v for rows v (rows, size)."""
-        return self.transform.adjoint(v).mul_(self.signs)
-
-    def adjoint(self, x: Tensor) -> Tensor:
-        """Q^T x for rows x (rows, size)."""
-        return self.transform.apply(x * self.signs)
-
-
 def moving_positions(sweeps: int, size: int, share: float, seed: int) -> Tensor:
     """Which positions each hard sweep moves: (sweeps, size) bool, the same on every machine."""
     return torch.from_numpy(RandomState(seed).random_sample((sweeps, size)) < share)
 
 
-def anneal(x: Tensor, coupling: Coupling, drive: Sweeps) -> tuple[Tensor, Tensor]:
+def anneal(x: Tensor, bases: CoupledBases, drive: Sweeps) -> tuple[Tensor, Tensor]:
     """The codes (rows, size), uint8, of rows x (rows, size), float32; and the trace (sweeps,).
 
     The trace is the mean over the rows of |x - u - Q v|^2 / size in the course of each sweep, u and v averages.
     """
     x = x.contiguous()  # as the kernels want it
-    small = power_and_order(coupling.size)[1] <= LARGEST_DENSE
-    if x.device.type == "cpu" and small and (compiled := library("anneal")) is not None:
-        return _anneal_compiled(compiled, x, coupling, drive)
-    rows = max(1, ELEMENTS.get(x.device.type, ELEMENTS["cpu"]) // coupling.size)
-    parts = [_anneal_torch(part, coupling, drive) for part in x.split(rows)]
+    tables = bases.loop_tables()
+    if x.device.type == "cpu" and tables is not None and (compiled := library("anneal")) is not None:
+        return _anneal_compiled(compiled, x, tables, drive)
+    rows = max(1, ELEMENTS.get(x.device.type, ELEMENTS["cpu"]) // bases.size)
+    parts = [_anneal_torch(part, bases, drive) for part in x.split(rows)]
     return torch.cat([codes for codes, _ in parts]), torch.stack([sums for _, sums in parts]).sum(dim=0) / x.numel()
 
 
-def _anneal_torch(x: Tensor, coupling: Coupling, drive: Sweeps) -> tuple[Tensor, Tensor]:
+def _anneal_torch(x: Tensor, bases: CoupledBases, drive: Sweeps) -> tuple[Tensor, Tensor]:
     """Codes, and the sum of squares of each sweep (sweeps,)."""
     codebook = drive.codebook.to(x.device)
     u, v = torch.zeros_like(x), torch.zeros_like(x)
-    t, s = x, coupling.adjoint(x)
+    t, s = x, bases.couple_adjoint(x)
     sums = []
     for beta, momentum in zip(drive.betas.tolist(), drive.momenta.tolist(), strict=True):
         u, extrapolated = average(t, s, codebook, 0, beta, momentum, u)
         sums.append((t - extrapolated).square().sum())
-        s = coupling.adjoint(x - extrapolated)
+        s = bases.couple_adjoint(x - extrapolated)
         v, extrapolated = average(t, s, codebook, 1, beta, momentum, v)
-        t = x - coupling.apply(extrapolated)
+        t = x - bases.couple(extrapolated)
     codes = nearest_codes(t, s, drive.codebook)
-    t, s, least = _fields(x, codes, coupling, codebook)
+    t, s, least = _fields(x, codes, bases, codebook)
     best = codes
     for moving in drive.moving.to(x.device):
         codes = torch.where(moving, nearest_codes(t, s, drive.codebook), codes)
-        t, s, errors = _fields(x, codes, coupling, codebook)
+        t, s, errors = _fields(x, codes, bases, codebook)
         best = torch.where((errors < least).unsqueeze(1), codes, best)
         least = torch.minimum(errors, least)
     return best.to(torch.uint8), torch.stack(sums)
 
 
-def _fields(x: Tensor, codes: Tensor, coupling: Coupling, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fields(x: Tensor, codes: Tensor, bases: CoupledBases, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """t and s of hard codes, and each row's squared error (rows,)."""
     u, v = codebook[:, 0][codes], codebook[:, 1][codes]
-    t = x - coupling.apply(v)
-    return t, coupling.adjoint(x - u), (t - u).square().sum(dim=1)
+    t = x - bases.couple(v)
+    return t, bases.couple_adjoint(x - u), (t - u).square().sum(dim=1)
 
 
 def nearest_codes(t: Tensor, s: Tensor, codebook: Tensor) -> Tensor:
@@ -137,13 +114,11 @@ def nearest_codes(t: Tensor, s: Tensor, codebook: Tensor) -> Tensor:
     return codes
 
 
-def _anneal_compiled(compiled: ctypes.CDLL, x: Tensor, coupling: Coupling, drive: Sweeps) -> tuple[Tensor, Tensor]:
+def _anneal_compiled(compiled: ctypes.CDLL, x: Tensor, bases: LoopTables, drive: Sweeps) -> tuple[Tensor, Tensor]:
     """Codes and trace of contiguous float32 rows on the CPU, in blocks of rows that the threads share."""
-    size = coupling.size
-    power, order = power_and_order(size)
-    dense = BasisSpec("hadamard_dct", order).make().dense().float()
+    size, power = x.shape[1], bases.power
     tables = [
-        *(dense.contiguous(), dense.T.contiguous(), (coupling.signs.double() / power**0.5).float()),
+        *(bases.dense, bases.dense_transposed, bases.second),
         *(drive.codebook.float().contiguous(), drive.betas.float(), drive.momenta.float()),
         drive.moving.to(torch.uint8).contiguous(),
     ]

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from kquant_cli.bases import BasisSpec
-from kquant_cli.config import EncoderConfig
+from kquant_cli.bases import CoupledBases, basis_for
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout, Record
-from kquant_cli.encoders.annealed.annealing import Coupling, Sweeps, moving_positions
+from kquant_cli.encoders.annealed.annealing import Sweeps, moving_positions
 from kquant_cli.encoders.annealed.least_squares import fit_scales, refit_codebook
-from kquant_cli.encoders.annealed.retries import anneal_steadily
+from kquant_cli.encoders.annealed.retries import anneal_with_retries
 from kquant_cli.encoders.annealed.schedule import (
     HARD_SWEEPS,
     MOVING,
@@ -31,33 +32,82 @@ from kquant_cli.encoders.annealed.schedule import (
     expected_errors,
     find_schedule,
     points,
+    searched_errors,
 )
-from kquant_cli.encoders.clustering import root_mean_square
+from kquant_cli.encoders.encoder import Encoder, EncoderSettings
+from kquant_cli.encoders.expected_error import interpolated_error
+from kquant_cli.encoders.scale import root_mean_square
+from kquant_cli.native import library
 
 CHUNK = 2**22  # weights annealed at a time: bounds the memory beside the weight itself
 SAMPLE = 2**21  # weights that the codebook's 2 K numbers are fitted to
 TRACED = 50  # numbers of the trace that are kept
 
 
-def annealed_layout(shape: tuple[int, int], config: EncoderConfig) -> Layout:
-    """The layout of a matrix (out_features, in_features)."""
-    rows, columns = shape
-    size = columns if config.side == "input" else rows
-    a, b = (BasisSpec(f"{kind}_hadamard_dct", size, config.seed) for kind in ("signed", "twice_signed"))
-    if config.side == "input":
-        return Layout(shape, config.level_count, Frame(right_u=a, right_v=b), scale=(rows, 1))
-    return Layout(shape, config.level_count, Frame(left_u=a, left_v=b), col_scale=True)
+class AnnealedSettings(EncoderSettings):
+    """Settings of the annealing."""
+
+    effort: Literal["fast", "balanced", "best"] = Field(
+        "balanced", description="how long the annealing takes: 20, 60 or 400 sweeps"
+    )
+    codebook: Literal["auto", "ring", "product"] = Field(
+        "auto", description="where the centroids lie: on a circle, on a grid, or where less error is expected"
+    )
+    side: Literal["input", "output"] = Field(
+        "input", description="anneal rows, with a row scale, or columns, with a column scale"
+    )
 
 
-def encode_annealed(weight: Tensor, config: EncoderConfig) -> EncodedMatrix:
-    """Encode `weight` (out_features, in_features); arithmetic is in float32. Rows of zeros get the scale 0."""
-    layout = annealed_layout((weight.shape[0], weight.shape[1]), config)
-    by_row = config.side == "input"
+class Annealed(Encoder[AnnealedSettings]):
+    """The default."""
+
+    name = "annealed"
+    summary = "ours, the default: a search of the codes by annealing"
+    Settings = AnnealedSettings
+    spreads_error = True
+    scale_dtype = torch.float16
+
+    def refusal(self, levels: int, settings: AnnealedSettings) -> str | None:
+        """A product of points has an even number of them."""
+        if settings.codebook == "product" and levels % 2:
+            return (
+                f"`codebook: product` cannot have {levels} levels, expected an even number, since its points are pairs "
+                f"of equal u"
+            )
+        return None
+
+    def layout(self, shape: tuple[int, int], levels: int, settings: AnnealedSettings) -> Layout:
+        """A row scale on the input side, a column scale on the output side."""
+        rows, columns = shape
+        bases = CoupledBases(columns if settings.side == "input" else rows, settings.seed)
+        if settings.side == "input":
+            return Layout(shape, levels, Frame(right_u=bases.first, right_v=bases.second), scale=(rows, 1))
+        return Layout(shape, levels, Frame(left_u=bases.first, left_v=bases.second), col_scale=True)
+
+    def encode(self, weight: Tensor, levels: int, settings: AnnealedSettings) -> EncodedMatrix:
+        """Arithmetic is in float32. Rows of zeros get the scale 0."""
+        return _encode(weight, self.layout((weight.shape[0], weight.shape[1]), levels, settings), settings)
+
+    def expected_error(self, levels: int, settings: AnnealedSettings) -> float:
+        """What the search of the codebooks measured, interpolated."""
+        return interpolated_error(levels, searched_errors(settings.effort))
+
+    def caution(self, device: torch.device) -> str | None:
+        """A word on annealing without the compiled loops."""
+        if device.type != "cpu" or library("anneal") is not None:
+            return None
+        return (
+            "note: no C++ compiler was found, so the annealing runs in torch, ten to thirty times slower; install g++"
+        )
+
+
+def _encode(weight: Tensor, layout: Layout, settings: AnnealedSettings) -> EncodedMatrix:
+    by_row = settings.side == "input"
     lines = weight if by_row else weight.T
     size = lines.shape[1]
     length = max(1, CHUNK // size)
-    basis = BasisSpec("signed_hadamard_dct", size, config.seed).make()
-    coupling = Coupling.of(size, config.seed, weight.device)
+    bases = CoupledBases(size, settings.seed)
+    basis = basis_for(bases.first)
     magnitude = _root_mean_square(lines.split(length))
     unit = torch.where(magnitude > 0, magnitude, 1)
 
@@ -65,14 +115,14 @@ def encode_annealed(weight: Tensor, config: EncoderConfig) -> EncodedMatrix:
         """Lines (n, size) in the coordinates of A, in units of the matrix's root mean square."""
         return basis.adjoint((part.contiguous() / unit).float())
 
-    drive, expected = _drive(config, size)
+    drive, expected = _drive(layout.levels, size, settings)
     codebook = drive.codebook
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     codes_of_lines = codes if by_row else codes.T
     alive, trace = [], torch.zeros(len(drive.betas), device=weight.device)
     for part, chosen in zip(lines.split(length), codes_of_lines.split(length), strict=True):
         x = _normalised(coordinates(part))
-        found, errors = anneal_steadily(x, coupling, drive, expected)
+        found, errors = anneal_with_retries(x, bases, drive, expected)
         chosen.copy_(found)
         trace += errors * (len(part) / len(lines))
         alive.append(x.square().sum(dim=1) > 0)
@@ -82,13 +132,13 @@ def encode_annealed(weight: Tensor, config: EncoderConfig) -> EncodedMatrix:
     fitted = fitted[:: -(-len(fitted) * size // SAMPLE) or 1]
     if len(fitted):
         x = _normalised(coordinates(lines[fitted]))
-        codebook = refit_codebook(x, codes_of_lines[fitted], coupling, codebook)
+        codebook = refit_codebook(x, codes_of_lines[fitted], bases, codebook)
     codebook = codebook.to(weight.device)
 
     scales = []
     for part, chosen in zip(lines.split(length), codes_of_lines.split(length), strict=True):
         u, v = (codebook[:, column][chosen.long()] for column in (0, 1))
-        scales.append(fit_scales(coordinates(part), u + coupling.apply(v)))
+        scales.append(fit_scales(coordinates(part), u + bases.couple(v)))
     scale = torch.cat(scales).half()
     return EncodedMatrix(
         layout,
@@ -96,18 +146,18 @@ def encode_annealed(weight: Tensor, config: EncoderConfig) -> EncodedMatrix:
         codebook * unit.float(),
         scale=scale.unsqueeze(1) if by_row else None,
         col_scale=None if by_row else scale,
-        record=_record(config, codebook, trace.sqrt()),
+        record=_record(layout.levels, codebook, trace.sqrt()),
     )
 
 
-def _drive(config: EncoderConfig, size: int) -> tuple[Sweeps, float]:
+def _drive(levels: int, size: int, settings: AnnealedSettings) -> tuple[Sweeps, float]:
     """What drives the annealing of lines of that size, and the squared error to be expected of unit lines."""
-    levels, sweeps = config.level_count, SWEEPS[config.effort]
-    kind = better_kind(levels, config.effort) if config.codebook == "auto" else config.codebook
-    schedule = find_schedule(kind, levels, config.effort)
+    sweeps = SWEEPS[settings.effort]
+    kind = better_kind(levels, settings.effort) if settings.codebook == "auto" else settings.codebook
+    schedule = find_schedule(kind, levels, settings.effort)
     codebook = points(kind, levels, schedule)
-    expected = expected_errors(levels, config.effort).get(kind, math.inf)
-    moving = moving_positions(HARD_SWEEPS, size, MOVING, config.seed)
+    expected = expected_errors(levels, settings.effort).get(kind, math.inf)
+    moving = moving_positions(HARD_SWEEPS, size, MOVING, settings.seed)
     return Sweeps(codebook, schedule.betas(sweeps), schedule.momenta(sweeps), moving), expected
 
 
@@ -124,11 +174,11 @@ def _normalised(x: Tensor) -> Tensor:
     return x / torch.where(size > 0, size, 1)
 
 
-def _record(config: EncoderConfig, codebook: Tensor, trace: Tensor) -> Record:
+def _record(levels: int, codebook: Tensor, trace: Tensor) -> Record:
     step = -(-len(trace) // TRACED)
     return Record(
-        encoder=config.encoder,
-        levels=config.level_count,
+        encoder=Annealed.name,
+        levels=levels,
         basis="hadamard_dct",
         iterations=len(trace),
         trace=tuple(float(f"{value:.4g}") for value in trace[::step].tolist()),

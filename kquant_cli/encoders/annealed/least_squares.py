@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kquant_cli.bases import CoupledBases
 from kquant_cli.codebooks import sum_by_code
-from kquant_cli.encoders.annealed.annealing import Coupling
 
 ROUNDS = 4  # u and v are nearly orthogonal, so that a few rounds of the alternation reach the joint optimum
 
 
-def refit_codebook(x: Tensor, codes: Tensor, coupling: Coupling, codebook: Tensor) -> Tensor:
+def refit_codebook(x: Tensor, codes: Tensor, bases: CoupledBases, codebook: Tensor) -> Tensor:
     """The codebook (K, 2), float32, with the least |x - Cu[codes] - Q Cv[codes]|^2 for rows x (rows, size) and codes.
 
     One column at a time, the other held: c_k is the mean of t = x - Q v over the positions with code k, and d_k that of
@@ -20,8 +20,8 @@ def refit_codebook(x: Tensor, codes: Tensor, coupling: Coupling, codebook: Tenso
     chosen = codes.long()
     u, v = codebook.double().to(x.device).unbind(dim=1)
     for _ in range(ROUNDS):
-        u = _means(x - coupling.apply(v.float()[chosen]), chosen, u)
-        v = _means(coupling.adjoint(x - u.float()[chosen]), chosen, v)
+        u = _means(x - bases.couple(v.float()[chosen]), chosen, u)
+        v = _means(bases.couple_adjoint(x - u.float()[chosen]), chosen, v)
     return torch.stack([u, v], dim=1).float()
 
 

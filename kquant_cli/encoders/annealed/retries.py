@@ -10,30 +10,31 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from kquant_cli.encoders.annealed.annealing import Coupling, Sweeps, anneal
+from kquant_cli.bases import CoupledBases
+from kquant_cli.encoders.annealed.annealing import Sweeps, anneal
 
-LOST = 1.15  # times the expected error: three standard deviations of the rows of 256 columns
-CALMER = (0.7, 0.0)  # factors of the momenta, one attempt after the other
+RETRY_ABOVE = 1.15  # times the expected error: three standard deviations of the rows of 256 columns
+MOMENTUM_FACTORS = (0.7, 0.0)  # one attempt after the other
 
 
-def anneal_steadily(x: Tensor, coupling: Coupling, drive: Sweeps, expected: float) -> tuple[Tensor, Tensor]:
+def anneal_with_retries(x: Tensor, bases: CoupledBases, drive: Sweeps, expected: float) -> tuple[Tensor, Tensor]:
     """As `anneal` for rows x (rows, size) of unit mean square; `expected`: the mean squared error of a good row."""
-    codes, trace = anneal(x, coupling, drive)
+    codes, trace = anneal(x, bases, drive)
     alive = x.square().sum(dim=1) > 0  # no codes would be better for zeros
-    errors = row_errors(x, codes, coupling, drive.codebook) * alive
-    for factor in CALMER:
-        lost = (errors > LOST * expected).nonzero().squeeze(1)
-        if not len(lost):
+    errors = row_errors(x, codes, bases, drive.codebook) * alive
+    for factor in MOMENTUM_FACTORS:
+        failed = (errors > RETRY_ABOVE * expected).nonzero().squeeze(1)
+        if not len(failed):
             break
-        again, _ = anneal(x[lost], coupling, replace(drive, momenta=factor * drive.momenta))
-        found = row_errors(x[lost], again, coupling, drive.codebook)
-        better = found < errors[lost]
-        codes[lost[better]] = again[better]
-        errors[lost[better]] = found[better]
+        again, _ = anneal(x[failed], bases, replace(drive, momenta=factor * drive.momenta))
+        found = row_errors(x[failed], again, bases, drive.codebook)
+        better = found < errors[failed]
+        codes[failed[better]] = again[better]
+        errors[failed[better]] = found[better]
     return codes, trace
 
 
-def row_errors(x: Tensor, codes: Tensor, coupling: Coupling, codebook: Tensor) -> Tensor:
+def row_errors(x: Tensor, codes: Tensor, bases: CoupledBases, codebook: Tensor) -> Tensor:
     """The mean of |x - u - Q v|^2 over each row (rows,), the scale that fits the row best left out."""
     u, v = (codebook.to(x.device)[:, column][codes.long()] for column in (0, 1))
-    return (x - u - coupling.apply(v)).square_().mean(dim=1)
+    return (x - u - bases.couple(v)).square_().mean(dim=1)

@@ -11,7 +11,7 @@ from kquant_cli.codebooks import lloyd_max, nearest
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import EncodedMatrix
 from kquant_cli.encoders import encode, encoded_bytes
-from kquant_cli.encoders.annealed import annealed_layout, encode_annealed
+from kquant_cli.encoders.annealed import Annealed
 from kquant_cli.encoders.annealed import encode as room
 
 
@@ -251,7 +251,7 @@ def test_the_layout_is_known_beforehand_and_the_bytes_are_counted():
     for side in ("input", "output"):
         config = EncoderConfig(bits=3, side=side)
         encoded = encode(gaussian(40, 100), config)
-        assert annealed_layout((40, 100), config) == encoded.layout
+        assert config.chosen.layout((40, 100), config.level_count, config.settings) == encoded.layout
         scales = 40 if side == "input" else 100
         assert encoded.bits_per_weight == pytest.approx((40 * 39 * 8 + 16 * scales + 16 * 32) / 4000)
         assert encoded_bytes((40, 100), config) == encoded.bits_per_weight * 4000 / 8
@@ -292,7 +292,7 @@ def test_float64_weights_are_not_rounded_before_the_scale_is_known():
 def test_encode_annealed_leaves_the_weight_alone():
     weight = gaussian(8, 64)
     before = weight.clone()
-    encode_annealed(weight, EncoderConfig(bits=3))
+    Annealed().encode(weight, 8, EncoderConfig().settings)
     assert torch.equal(weight, before)
 
 
@@ -323,7 +323,7 @@ def test_memory_is_a_few_chunks_beside_weight_and_codes(side, monkeypatch):
     for lines in (2**11, 2**12):
         weight = gaussian(lines, 256) if side == "input" else gaussian(256, lines)
         with PeakMemory() as memory:
-            encode_annealed(weight, config)
+            Annealed().encode(weight, config.level_count, config.settings)
         peaks.append(memory.peak - weight.numel())
     assert 3 * 2**16 < peaks[0] < 14 * 2**16 + 2**11 * 64
     assert peaks[1] - peaks[0] < 2**11 * 64

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from kquant_cli.bases import CoupledBases
 from kquant_cli.encoders.annealed import annealing
-from kquant_cli.encoders.annealed.annealing import Coupling, Sweeps, anneal, moving_positions, nearest_codes
+from kquant_cli.encoders.annealed.annealing import Sweeps, anneal, moving_positions, nearest_codes
 from kquant_cli.encoders.annealed.schedule import find_schedule, points
 from kquant_cli.native import library
 from kquant_cli.threads import for_each
@@ -22,22 +23,18 @@ def drive_for(levels, size, count=30, hard=12):
     return Sweeps(points("ring", levels, schedule), schedule.betas(count), schedule.momenta(count), moving)
 
 
-def coupling_of(size):
-    return Coupling.of(size, SEED, torch.device("cpu"))
-
-
 def dense_q(size):
     a, b = reference.frame(size, SEED)
     return a.T @ b
 
 
 def by_torch(x, size, drive):
-    codes, sums = annealing._anneal_torch(x, coupling_of(size), drive)
+    codes, sums = annealing._anneal_torch(x, CoupledBases(size, SEED), drive)
     return codes.numpy(), sums.numpy() / x.numel()
 
 
 def by_loops(x, size, drive):
-    codes, trace = annealing._anneal_compiled(library("anneal"), x, coupling_of(size), drive)
+    codes, trace = annealing._anneal_compiled(library("anneal"), x, CoupledBases(size, SEED).loop_tables(), drive)
     return codes.numpy(), trace.numpy()
 
 
@@ -55,9 +52,9 @@ def error(x, codes, size, drive):
 def test_the_coupling_is_that_of_the_frames_bases(size):
     """Q = A^T B; 1026 = 2 * 513, an order that is not kept as a dense matrix."""
     x = reference.gaussian(5, size)
-    coupling, q = coupling_of(size), dense_q(size)
-    np.testing.assert_allclose(coupling.apply(x), x.double().numpy() @ q.T, rtol=0, atol=3e-6 * size**0.25)
-    np.testing.assert_allclose(coupling.adjoint(x), x.double().numpy() @ q, rtol=0, atol=3e-6 * size**0.25)
+    coupling, q = CoupledBases(size, SEED), dense_q(size)
+    np.testing.assert_allclose(coupling.couple(x), x.double().numpy() @ q.T, rtol=0, atol=3e-6 * size**0.25)
+    np.testing.assert_allclose(coupling.couple_adjoint(x), x.double().numpy() @ q, rtol=0, atol=3e-6 * size**0.25)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -152,9 +149,9 @@ def test_the_codes_of_a_row_are_its_own(rows):
 def test_the_torch_codes_of_a_row_are_its_own(monkeypatch):
     monkeypatch.setattr(annealing, "library", lambda name: None)
     x, drive = reference.gaussian(70, 96), drive_for(5, 96, 10, 3)
-    codes, trace = anneal(x, coupling_of(96), drive)
+    codes, trace = anneal(x, CoupledBases(96, SEED), drive)
     monkeypatch.setattr(annealing, "ELEMENTS", {"cpu": 17 * 96})
-    parts, parts_trace = anneal(x, coupling_of(96), drive)
+    parts, parts_trace = anneal(x, CoupledBases(96, SEED), drive)
     assert (codes == parts).float().mean() > 0.99  # products with matrices of other sizes round in another way
     torch.testing.assert_close(parts_trace, trace, rtol=1e-3, atol=0)
     assert parts_trace[0] == pytest.approx(by_reference(x, 96, drive)[1][0], rel=1e-5)  # a mean, not a sum of chunks
@@ -162,10 +159,10 @@ def test_the_torch_codes_of_a_row_are_its_own(monkeypatch):
 
 def test_anneal_takes_rows_in_any_layout():
     x, drive = reference.gaussian(40, 96), drive_for(4, 96)
-    codes, trace = anneal(x, coupling_of(96), drive)
+    codes, trace = anneal(x, CoupledBases(96, SEED), drive)
     for other in (x.T.contiguous().T, torch.stack([x, -x], dim=2)[..., 0]):
         assert not other.is_contiguous()
-        found, found_trace = anneal(other, coupling_of(96), drive)
+        found, found_trace = anneal(other, CoupledBases(96, SEED), drive)
         assert torch.equal(found, codes)
         assert torch.equal(found_trace, trace)
 
@@ -175,9 +172,9 @@ def test_anneal_takes_the_compiled_loops_where_it_can(monkeypatch):
     called = []
     monkeypatch.setattr(annealing, "_anneal_compiled", lambda *args: called.append(args) or (None, None))
     monkeypatch.setattr(annealing, "library", lambda name: "loops")
-    anneal(reference.gaussian(2, 96), coupling_of(96), drive_for(4, 96))
+    anneal(reference.gaussian(2, 96), CoupledBases(96, SEED), drive_for(4, 96))
     assert len(called) == 1
-    codes, _ = anneal(reference.gaussian(2, 1026), coupling_of(1026), drive_for(4, 1026, count=3))
+    codes, _ = anneal(reference.gaussian(2, 1026), CoupledBases(1026, SEED), drive_for(4, 1026, count=3))
     assert len(called) == 1
     assert codes.shape == (2, 1026)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from kquant_cli.encoders.annealed.annealing import Coupling
+from kquant_cli.bases import CoupledBases
 from kquant_cli.encoders.annealed.least_squares import fit_scales, refit_codebook
 
 SIZE = 96
@@ -37,7 +37,7 @@ def error(x, codes, q, codebook):
 @pytest.mark.parametrize("levels", [2, 3, 8, 16])
 def test_the_refit_is_the_least_squares_optimum(levels):
     x, codes, q, codebook = case(levels)
-    found = refit_codebook(x, codes, Coupling.of(SIZE, 3, x.device), codebook)
+    found = refit_codebook(x, codes, CoupledBases(SIZE, 3), codebook)
     best = least_squares(x, codes, q, levels)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found, best, rtol=0, atol=1e-3)
@@ -48,16 +48,16 @@ def test_the_refit_is_the_least_squares_optimum(levels):
 def test_the_refit_never_raises_the_error(levels):
     for seed in range(3):
         x, codes, q, codebook = case(levels, rows=8, seed=seed)
-        found = refit_codebook(x, codes, Coupling.of(SIZE, 3, x.device), codebook)
+        found = refit_codebook(x, codes, CoupledBases(SIZE, 3), codebook)
         assert error(x, codes, q, found) < error(x, codes, q, codebook)
-        again = refit_codebook(x, codes, Coupling.of(SIZE, 3, x.device), found)
+        again = refit_codebook(x, codes, CoupledBases(SIZE, 3), found)
         assert error(x, codes, q, again) <= error(x, codes, q, found) * (1 + 1e-6)
 
 
 def test_points_that_no_position_has_stay():
     x, codes, q, codebook = case(6)
     codes[codes == 2] = 3
-    found = refit_codebook(x, codes, Coupling.of(SIZE, 3, x.device), codebook)
+    found = refit_codebook(x, codes, CoupledBases(SIZE, 3), codebook)
     assert torch.equal(found[2], codebook[2])
     used = [0, 1, 3, 4, 5]
     names = torch.tensor([0, 1, 0, 2, 3, 4])

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from kquant_cli.bases import CoupledBases
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
-from kquant_cli.encoders.annealed.annealing import Coupling, Sweeps, anneal, moving_positions
-from kquant_cli.encoders.annealed.retries import anneal_steadily, row_errors
+from kquant_cli.encoders.annealed.annealing import Sweeps, anneal, moving_positions
+from kquant_cli.encoders.annealed.retries import anneal_with_retries, row_errors
 from kquant_cli.encoders.annealed.schedule import SWEEPS, expected_errors, find_schedule, points
 
 
@@ -33,12 +34,12 @@ def test_only_lost_rows_are_annealed_again():
         schedule.momenta(sweeps),
         moving_positions(12, size, 0.4, 0),
     )
-    coupling, expected = Coupling.of(size, 0, x.device), expected_errors(8, "best")["ring"]
+    coupling, expected = CoupledBases(size, 0), expected_errors(8, "best")["ring"]
     first, _ = anneal(x, coupling, drive)
     errors = row_errors(x, first, coupling, drive.codebook)
     lost = errors > 1.15 * expected
     assert 0 < int(lost.sum()) < len(x)
-    codes, _ = anneal_steadily(x, coupling, drive, expected)
+    codes, _ = anneal_with_retries(x, coupling, drive, expected)
     assert torch.equal(codes[~lost], first[~lost])
     again = row_errors(x, codes, coupling, drive.codebook)
     assert (again <= errors).all()

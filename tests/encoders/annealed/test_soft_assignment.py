@@ -75,7 +75,7 @@ def test_the_inputs_are_left_alone():
 
 INTERPRETED = """
 import numpy, torch
-from test_annealed_soft import case, expected
+from test_soft_assignment import case, expected
 from kquant_cli.encoders.annealed.soft_assignment_triton import average_fused
 for levels, shape in ((3, (1, 1)), (3, (5, 1000)), (16, (2, 1024)), (256, (1, 1100))):
     t, s, old, codebook = case(levels, shape)

@@ -1,4 +1,4 @@
-"""kquant_cli.files.tensorfile against the safetensors library, and against files damaged in every way."""
+"""Our reader and writer against the safetensors library, against files damaged in every way, and without space."""
 
 import hashlib
 import json
@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.tensorfile import DTYPES, TensorFileWriter, read_chunks, read_header, read_tensor
+from kquant_cli.files.safetensors_format import DTYPES
+from kquant_cli.files.safetensors_reader import read_chunks, read_header, read_tensor
+from kquant_cli.files.safetensors_writer import tensor_file
 
 
 def one_of_each() -> dict[str, torch.Tensor]:
@@ -40,7 +42,7 @@ def bits(tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
 
 def write(path: Path, tensors: dict[str, torch.Tensor], order: list[str] | None = None) -> Path:
     entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
-    with TensorFileWriter(path, entries) as file:
+    with tensor_file(path, entries) as file:
         for name in order or tensors:
             file.write(name, tensors[name])
     return path
@@ -138,49 +140,64 @@ def test_chunks_cover_the_tensor(tmp_path):
     ],
 )
 def test_the_writer_refuses_what_does_not_fit(tmp_path, name, tensor, message):
-    with pytest.raises(ValueError, match=message), TensorFileWriter(tmp_path / "x", [("a", torch.float32, (2,))]) as f:
+    with pytest.raises(ValueError, match=message), tensor_file(tmp_path / "x", [("a", torch.float32, (2,))]) as f:
         f.write(name, tensor)
 
 
 def test_the_writer_wants_each_entry_exactly_once(tmp_path):
     entries = [("a", torch.float32, (2,)), ("b", torch.float32, (2,))]
-    with pytest.raises(ValueError, match="already written"), TensorFileWriter(tmp_path / "x", entries) as file:
+    with pytest.raises(ValueError, match="already written"), tensor_file(tmp_path / "x", entries) as file:
         file.write("a", torch.ones(2))
         file.write("a", torch.ones(2))
-    with pytest.raises(ValueError, match="never written, 'b'"), TensorFileWriter(tmp_path / "x", entries) as file:
+    with pytest.raises(ValueError, match="never written, 'b'"), tensor_file(tmp_path / "x", entries) as file:
         file.write("a", torch.ones(2))
     for name in ("a", "__metadata__"):
-        with pytest.raises(ValueError, match="given twice, or reserved"):
-            TensorFileWriter(tmp_path / "y", [entries[0], (name, torch.float32, (2,))])
-    assert not (tmp_path / "y").exists()
+        reserved = [entries[0], (name, torch.float32, (2,))]
+        with pytest.raises(ValueError, match="given twice, or reserved"), tensor_file(tmp_path / "y", reserved):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_no_space_left_comes_through_and_leaves_no_handle_open():
     before = open_handles()
-    with pytest.raises(OSError, match="No space left"):
-        TensorFileWriter(Path("/dev/full"), [("a", torch.float32, (2,))])
+    with pytest.raises(OSError, match="No space left"), tensor_file(Path("/dev/full"), [("a", torch.float32, (2,))]):
+        pass
     assert open_handles() == before
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
-def test_no_handle_stays_open_after_any_error(tmp_path, monkeypatch):
+def test_an_error_leaves_no_handle_open_no_new_file_and_the_old_one_as_it_was(tmp_path, monkeypatch):
     entries = [("a", torch.float32, (2,))]
+    (tmp_path / "x").write_bytes(b"old")
     before = open_handles()
-    with pytest.raises(KeyError), TensorFileWriter(tmp_path / "x", entries):
+    with pytest.raises(KeyError), tensor_file(tmp_path / "x", entries) as file:
+        file.write("a", torch.ones(2))
         raise KeyError("interrupted")
-    with pytest.raises(ValueError, match="never written"), TensorFileWriter(tmp_path / "x", entries):
+    with pytest.raises(ValueError, match="never written"), tensor_file(tmp_path / "x", entries):
         pass
 
-    def no_space(descriptor):
+    def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space left"), TensorFileWriter(tmp_path / "x", entries) as file:
-        file.write("a", torch.ones(2))
+    for function in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os if function == "fsync" else Path, function, no_space)
+            with pytest.raises(OSError, match="No space left"), tensor_file(tmp_path / "x", entries) as file:
+                file.write("a", torch.ones(2))
     with pytest.raises(KQuantError):
         read_header(raw_file(tmp_path / "y", b"{"))
     assert open_handles() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y"]
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_the_file_is_not_there_before_its_last_tensor(tmp_path):
+    with tensor_file(tmp_path / "x", [("a", torch.float32, (2,))]) as file:
+        assert not (tmp_path / "x").exists()
+        file.write("a", torch.ones(2))
+    assert torch.equal(load_file(tmp_path / "x")["a"], torch.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_file_cut_anywhere_is_refused_by_name(tmp_path):

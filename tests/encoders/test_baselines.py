@@ -44,12 +44,25 @@ def test_uniform_per_tensor_spans_the_range():
     assert encoded.scale is None
 
 
-def test_scales_that_float16_cannot_hold():
-    for factor in (1e8, 1e-7):
-        weight = gaussian(4, 64) * factor
-        encoded = encode(weight, EncoderConfig(encoder="uniform", bits=8))
-        assert encoded.scale.dtype == torch.float32
-        assert encoded.record.relative_error < 0.01
+@pytest.mark.parametrize("factor", [1e30, 1e8, 1e-7, 1e-30])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_scales_that_float16_cannot_hold_are_relative_to_a_power_of_two(factor, bits):
+    config = EncoderConfig(encoder="uniform", bits=bits)
+    usual, encoded = encode(gaussian(4, 64), config), encode(gaussian(4, 64) * factor, config)
+    assert encoded.scale.dtype == torch.float16
+    assert encoded.record.relative_error == pytest.approx(usual.record.relative_error, rel=0.02)
+    ratio = (encoded.codebook / usual.codebook)[usual.codebook != 0]
+    assert torch.frexp(ratio).mantissa.unique().tolist() == [0.5]
+
+
+def test_only_groups_that_do_not_matter_lose_digits_beside_large_ones():
+    weight = gaussian(4, 256)
+    weight[:, :128] *= 1e8
+    encoded = encode(weight, EncoderConfig(encoder="uniform", bits=8))
+    decoded = encoded.decode()
+    for columns in (slice(0, 128), slice(128, 256)):
+        error = (decoded - weight)[:, columns].norm() / weight[:, columns].norm()
+        assert error < 0.01, columns
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 5, 8])
@@ -68,3 +81,20 @@ def test_zero_group():
     weight = gaussian()
     weight[:, :128] = 0
     assert torch.equal(encode(weight, EncoderConfig(encoder="uniform")).decode()[:, :128], torch.zeros(24, 128))
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        *(({"encoder": "uniform", "bits": bits}, 0.03) for bits in (1, 2, 3, 4, 8)),
+        ({"encoder": "uniform", "levels": 5, "group_size": 32}, 0.03),
+        ({"encoder": "uniform", "bits": 3, "group_size": 0}, 0.1),  # the largest of all entries is a chance of its own
+        *(({"encoder": "kmeans", "bits": bits}, 0.03) for bits in (1, 2, 4, 6)),
+        ({"encoder": "kmeans", "levels": 5}, 0.03),
+    ],
+)
+def test_expected_errors_are_those_of_gaussian_weights(settings, tolerance):
+    config = EncoderConfig(**settings)
+    weight = gaussian(1024, 1024)
+    found = encode(weight, config).record.relative_error ** 2
+    assert config.chosen.expected_error(config.level_count, config.settings) == pytest.approx(found, rel=tolerance)

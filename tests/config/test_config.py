@@ -1,14 +1,20 @@
 """Settings: precedence, and a sentence for every kind of mistake."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
-from kquant_cli.config import READ_BY, CompressConfig, EncoderConfig, load_config
+from kquant_cli.config import CompressConfig, EncoderConfig, all_settings, load_config
+from kquant_cli.encoders import ENCODERS, Encoder, EncoderSettings
 from kquant_cli.errors import KQuantError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+
+@pytest.fixture
+def configs(pytestconfig):
+    return pytestconfig.rootpath / "configs"
 
 
 @pytest.fixture
@@ -24,19 +30,19 @@ def yaml_file(tmp_path):
 def test_flags_override_yaml_overrides_defaults(yaml_file):
     path = yaml_file("bits: 3\nbasis: qr\n")
     config = load_config(path, {"bits": 6})
-    assert (config.bits, config.basis, config.max_iter) == (6, "qr", 200)
+    assert (config.bits, config.options.basis, config.options.max_iter) == (6, "qr", 200)
 
 
-def test_shipped_files():
-    assert load_config(CONFIGS / "default.yaml") == CompressConfig()
+def test_shipped_files(configs):
+    assert load_config(configs / "default.yaml") == CompressConfig()
     for name, iterations in (("paper-opt.yaml", 200), ("paper-glue.yaml", 6000)):
-        config = load_config(CONFIGS / name)
-        assert (config.max_iter, config.encoder, config.stats) == (iterations, "greedy", "none")
+        config = load_config(configs / name)
+        assert (config.settings.max_iter, config.encoder, config.stats) == (iterations, "greedy", "none")
 
 
-def test_the_default_file_writes_out_every_setting():
-    text = (CONFIGS / "default.yaml").read_text()
-    for name in CompressConfig.model_fields:
+def test_the_default_file_writes_out_every_setting(configs):
+    text = (configs / "default.yaml").read_text()
+    for name in all_settings():
         assert re.search(rf"^(# )?{name}:", text, re.MULTILINE), name
 
 
@@ -71,7 +77,7 @@ def test_averages(yaml_file):
 
 
 def test_exponents_as_people_write_them(yaml_file):
-    assert load_config(yaml_file("tol: 1e-6")).tol == 1e-6  # YAML 1.1 reads this as text
+    assert load_config(yaml_file("tol: 1e-6")).options.tol == 1e-6  # YAML 1.1 reads this as text
 
 
 def test_fallback():
@@ -180,9 +186,7 @@ def test_a_flag_that_the_encoder_does_not_read_is_refused():
     for flag, value in (("effort", "best"), ("codebook", "product"), ("side", "output")):
         with pytest.raises(KQuantError, match=rf"`{flag}` means nothing to the encoder greedy; .* --encoder annealed"):
             load_config(None, {"encoder": "greedy", flag: value})
-    assert load_config(None, {"group_size": 64, "on_no_convergence": "uniform:4"}).group_size == 64
-    read = set.union(*READ_BY.values()) | {"encoder", "bits", "levels", "seed"}
-    assert read == set(EncoderConfig.model_fields)
+    assert load_config(None, {"group_size": 64, "on_no_convergence": "uniform:4"}).options.group_size == 64
 
 
 def test_sensitivities_are_for_averages(yaml_file):
@@ -193,14 +197,43 @@ def test_sensitivities_are_for_averages(yaml_file):
     assert load_config(yaml_file("sensitivity: data-free"), {"bits": 3}).bits == 3  # the file may say what is not read
 
 
-def test_the_words_are_those_of_the_registries():
-    from typing import get_args
-
+def test_the_choices_are_those_of_the_registries():
     from kquant_cli.bases import BASES
     from kquant_cli.decomposition import RULES
-    from kquant_cli.encoders import ENCODERS
 
-    fields = EncoderConfig.model_fields
-    assert set(get_args(fields["basis"].annotation)) == set(BASES)
-    assert set(get_args(fields["rule"].annotation)) == set(RULES)
-    assert set(get_args(fields["encoder"].annotation)) == set(ENCODERS) == set(READ_BY)
+    settings = all_settings()
+    assert settings["encoder"].choices == list(ENCODERS)
+    assert settings["basis"].choices == list(BASES)
+    assert settings["rule"].choices == list(RULES)
+    assert all(encoder.name in settings["encoder"].description for encoder in ENCODERS.values())
+
+
+def test_a_manifest_has_all_settings_side_by_side():
+    written = CompressConfig(effort="best", basis="qr", layers=[{"match": "a", "bits": 3}]).model_dump(mode="json")
+    assert list(written) == list(all_settings())
+    assert (written["effort"], written["basis"], written["layers"]) == ("best", "qr", [{"match": "a", "bits": 3}])
+    assert CompressConfig.model_validate(written) == CompressConfig.model_validate_json(json.dumps(written))
+
+
+def test_every_encoder_reads_its_settings_and_no_others():
+    for name, encoder in ENCODERS.items():
+        settings = EncoderConfig(encoder=name, seed=7).settings
+        assert type(settings) is encoder.Settings
+        assert settings.seed == 7
+        read = {key for key, setting in all_settings().items() if name in setting.encoders}
+        assert read == set(encoder.Settings.model_fields) - set(EncoderSettings.model_fields)
+
+
+def test_two_encoders_cannot_mean_different_things_by_one_setting(monkeypatch):
+    class Other(EncoderSettings):
+        group_size: int = Field(64, description="something else")
+
+    class Rival(Encoder[Other]):
+        name, summary, Settings = "rival", "", Other
+        layout = encode = expected_error = None
+
+    monkeypatch.setitem(ENCODERS, "rival", Rival())
+    with pytest.raises(
+        TypeError, match="encoder 'rival' has a setting 'group_size' that another encoder has otherwise"
+    ):
+        all_settings()

@@ -1,0 +1,117 @@
+"""Settings from a YAML file with the command line's flags on top, checked as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from kquant_cli.config.mistakes import explain
+from kquant_cli.config.schema import COMBINATION, CompressConfig, all_settings, changed
+from kquant_cli.encoders import ENCODERS
+from kquant_cli.errors import KQuantError
+from kquant_cli.suggestions import nearest
+
+
+def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> CompressConfig:
+    """Settings from a YAML file (or none) with `overrides` (command-line flags by key) on top.
+
+    Raises
+    ------
+    KQuantError
+        The file is missing or not YAML, or a key is unknown, of a wrong type, or has an impossible value.
+    """
+    values: dict[str, Any] = _read_yaml(path) if path else {}
+    source, flags = str(path) if path else "settings", overrides or {}
+    _check_size(values, f"{source}: ")
+    _validated(values, source)
+    _check_size(flags, "command line: ")
+    config = _validated(changed(values, flags), "command line")
+    _check_read(config, flags)
+    return config
+
+
+def _check_size(values: Mapping[str, Any], where: str) -> None:
+    """Refuse bits and levels given side by side."""
+    if values.get("bits") is not None and values.get("levels") is not None:
+        raise KQuantError(
+            f"{where}`bits` is {values['bits']!r} and `levels` is {values['levels']!r}, expected one of the two: "
+            f"levels are in place of 2^bits"
+        )
+
+
+def _check_read(config: CompressConfig, flags: Mapping[str, Any]) -> None:
+    """Refuse a flag that nothing reads: no encoder of these settings, or bits that are no average."""
+    settings = [config.base(), *(rule.apply(config.base()) for rule in config.layers)]
+    settings += [fallback for c in settings if (fallback := config.fallback(c))]
+    encoders, known = {c.encoder for c in settings}, all_settings()
+    for flag in flags:
+        readers = known[flag].encoders
+        if readers and not encoders & set(readers):
+            raise KQuantError(
+                f"command line: `{flag}` means nothing to the encoder {' or '.join(sorted(encoders))}; leave it out, "
+                f"or choose --encoder {' or '.join(readers)}"
+            )
+    if "sensitivity" in flags and not any(c.is_average for c in settings):
+        raise KQuantError(
+            "command line: `sensitivity` means nothing where every matrix has the same bits; leave it out, or give "
+            "--bits an average such as 3.25"
+        )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise KQuantError(f"{path}: cannot be read ({error.strerror}); give --config an existing YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place else ""
+        raise KQuantError(f"{path}: not valid YAML{line}; expected lines of `key: value`") from error
+    if values is not None and not isinstance(values, dict):
+        raise KQuantError(f"{path}: expected lines of `key: value`, found {type(values).__name__}")
+    return values or {}
+
+
+def _validated(values: Mapping[str, Any], source: str) -> CompressConfig:
+    try:
+        config = CompressConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise KQuantError(f"{source}: {explain(error)}") from None
+    for i, rule in enumerate(config.layers):
+        given = rule.model_extra or {}
+        _check_size(given, f"{source}: layers.{i}: ")
+        try:
+            applied = rule.apply(config.base())
+        except ValidationError as error:
+            raise KQuantError(f"{source}: {explain(error, f'layers.{i}.')}") from None
+        if applied.is_average and "bits" in given:
+            raise KQuantError(
+                f"{source}: `layers.{i}.bits` is {applied.bits}, expected whole bits: an average is over all matrices; "
+                f"give those of a rule whole bits, or levels"
+            )
+    _check_fallback(config, source)
+    return config
+
+
+def _check_fallback(config: CompressConfig, source: str) -> None:
+    """Refuse an `on_no_convergence` that is nothing, or that an average of bits cannot be kept with."""
+    answer = config.on_no_convergence
+    try:
+        config.fallback(config.base())
+    except ValidationError as error:
+        if error.errors()[0]["type"] == COMBINATION:
+            raise KQuantError(f"{source}: `on_no_convergence` is {answer!r}: {explain(error)}") from None
+        raise KQuantError(
+            f"{source}: `on_no_convergence` is {answer!r}, expected `encode`, `keep` or `ENCODER[:BITS]` with ENCODER "
+            f"one of {', '.join(ENCODERS)} and BITS from 1 to 8, whole"
+            + nearest(answer.partition(":")[0], ["encode", "keep", *ENCODERS])
+        ) from None
+    if config.is_average and answer != "encode":
+        raise KQuantError(
+            f"{source}: `on_no_convergence` is {answer!r}, expected `encode` where `bits` is an average "
+            f"({config.bits}): whatever else takes other bits than were allotted"
+        )

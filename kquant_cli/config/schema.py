@@ -1,0 +1,221 @@
+"""The schema: settings of one matrix, rules for some of the matrices, and settings of a whole run.
+
+The settings of the encoders are in `options`, a schema that the registry of encoders joins. In YAML, on the command
+line and in a bundle's manifest all settings stand side by side, so there `options` is spread out in between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from kquant_cli.encoders import DEFAULT, ENCODERS, Encoder, EncoderSettings, own_settings, settings_of_all
+from kquant_cli.setting_types import AsTuple, OneOf, Patterns, Seed, Settings
+
+COMBINATION = "combination"  # the type of an error of values that are possible one by one
+OPTIONS = "options"
+
+
+def _bits(value: object) -> object:
+    """A number from 1 to 8; whole ones as integers."""
+    if type(value) not in (int, float) or not 1 <= value <= 8:  # type: ignore[operator]
+        raise PydanticCustomError("bits", "a number from 1 to 8, whole or, as an average, a fraction such as 3.25")
+    return int(value) if value == int(value) else value  # type: ignore[call-overload]
+
+
+def encoders_in_words() -> str:
+    """The encoders with what they are, for --help."""
+    return "; ".join(f"{encoder.name} ({encoder.summary})" for encoder in ENCODERS.values())
+
+
+class EncoderConfig(Settings):
+    """How one matrix is encoded; the settings of the encoders are given side by side with these."""
+
+    encoder: Annotated[str, OneOf(lambda: ENCODERS)] = Field(DEFAULT, description="how a matrix is encoded")
+    bits: Annotated[int | float, BeforeValidator(_bits)] = Field(
+        4,
+        description="bits of a code, 1 to 8, for 2^bits centroids; a fraction such as 3.25 is an average over matrices",
+    )
+    levels: int | None = Field(
+        None, ge=2, le=256, description="centroids of the codebook, 2 to 256, in place of 2^bits: 3, 6 or 12, say"
+    )
+    seed: Seed = 0
+    options: Any = Field(None, validate_default=True)  # an instance of `settings_of_all()`
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, values: Any) -> Any:
+        """The encoders' settings, from beside the others into `options`."""
+        if not isinstance(values, Mapping) or OPTIONS in values:
+            return values
+        others = {key: value for key, value in values.items() if key not in cls.model_fields}
+        return {key: value for key, value in values.items() if key in cls.model_fields} | {OPTIONS: others}
+
+    @field_validator(OPTIONS, mode="plain")
+    @classmethod
+    def _joined(cls, value: Any) -> Settings:
+        return settings_of_all().model_validate(value or {})
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> EncoderConfig:
+        if not self.is_average and (reason := self.refusal(self.level_count)):
+            raise PydanticCustomError(COMBINATION, reason)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _spread_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in handler(self).items():
+            flat |= value if key == OPTIONS else {key: value}
+        return flat
+
+    @property
+    def chosen(self) -> Encoder[Any]:
+        """The encoder."""
+        return ENCODERS[self.encoder]
+
+    @property
+    def settings(self) -> EncoderSettings:
+        """The settings of the chosen encoder."""
+        own = {key: getattr(self.options, key) for key in own_settings(self.chosen)}
+        settings: EncoderSettings = self.chosen.Settings(seed=self.seed, **own)
+        return settings
+
+    def refusal(self, levels: int) -> str | None:
+        """Why the encoder cannot have so many centroids with these settings, as a sentence; None where it can."""
+        return self.chosen.refusal(levels, self.settings)
+
+    @property
+    def level_count(self) -> int:
+        """Centroids of the codebook; ValueError where `bits` is a fraction, which no single matrix can have."""
+        if self.is_average:
+            raise ValueError(f"{self.bits} bits are an average over matrices, not the bits of one")
+        return self.levels or 2 ** int(self.bits)
+
+    @property
+    def is_average(self) -> bool:
+        """Whether `bits` is an average, so that each matrix is to get a level count of its own."""
+        return self.levels is None and self.bits != int(self.bits)
+
+    @property
+    def code_bits(self) -> float:
+        """log2 of the level count, or the average."""
+        return self.bits if self.levels is None else math.log2(self.levels)
+
+
+class LayerRule(BaseModel):
+    """Other settings for the matrices whose name fits `match`: any key of EncoderConfig beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    match: str = Field(description="pattern on the matrix's name, such as *.fc2")
+
+    def fits(self, name: str) -> bool:
+        """Whether `match`, with or without its ending .weight, fits the module name."""
+        return fnmatchcase(name, self.match.removesuffix(".weight"))
+
+    def apply(self, base: EncoderConfig) -> EncoderConfig:
+        """The settings of `base` with this rule's in their place; raises pydantic's ValidationError."""
+        return EncoderConfig.model_validate(changed(base.model_dump(), self.model_extra or {}))
+
+
+class CompressConfig(EncoderConfig):
+    """How a checkpoint is compressed: the encoder's settings and which matrices get which."""
+
+    include: Patterns = Field((), description="patterns of further matrices to encode, such as lm_head.weight")
+    exclude: Patterns = Field((), description="patterns of matrices that stay dense")
+    stats: str = Field(
+        "random", description="inputs that channel scales are measured on: random (tokens), a text file, or none"
+    )
+    sensitivity: str = Field(
+        "data-free", description="tokens that an average of bits is spread by: data-free (random) or a text file"
+    )
+    on_no_convergence: str = Field(
+        "encode", description="a matrix that has not converged: encode it, keep it dense, or ENCODER[:BITS]"
+    )
+    layers: Annotated[tuple[LayerRule, ...], AsTuple] = Field(
+        (), description="rules of {match: PATTERN, key: value, ...}; of several that fit, later ones win"
+    )
+
+    def base(self) -> EncoderConfig:
+        """The encoder's settings alone."""
+        return EncoderConfig.model_validate({key: getattr(self, key) for key in EncoderConfig.model_fields})
+
+    def for_matrix(self, name: str) -> EncoderConfig:
+        """The settings for the matrix of that module name."""
+        config = self.base()
+        for rule in self.layers:
+            if rule.fits(name):
+                config = rule.apply(config)
+        return config
+
+    def fallback(self, config: EncoderConfig) -> EncoderConfig | None:
+        """The settings for a matrix that `config` could not decompose; None for `encode` and `keep`."""
+        if self.on_no_convergence in ("encode", "keep"):
+            return None
+        encoder, _, bits = self.on_no_convergence.partition(":")
+        changes: dict[str, Any] = {"encoder": encoder}
+        if bits:
+            changes["bits"] = int(bits) if bits.isascii() and bits.isdecimal() else bits
+        return EncoderConfig.model_validate(changed(config.model_dump(), changes))
+
+
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` in their place; bits that are given anew take the place of levels, too."""
+    return {**values, **({"levels": None} if "bits" in changes else {}), **changes}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting: its key, what it may be, and the encoders that read it (all of them: none are named)."""
+
+    key: str
+    field: FieldInfo
+    encoders: tuple[str, ...] = ()
+
+    @property
+    def default(self) -> Any:
+        """Its default."""
+        return self.field.default
+
+    @property
+    def choices(self) -> list[str]:
+        """The names that it can be; none where it is a number, a text or a list."""
+        registry = next((part for part in self.field.metadata if isinstance(part, OneOf)), None)
+        if registry is not None:
+            return list(registry.names())
+        annotation = self.field.annotation
+        return list(get_args(annotation)) if get_origin(annotation) is Literal else []
+
+    @property
+    def description(self) -> str:
+        """What it means."""
+        return encoders_in_words() if self.key == "encoder" else self.field.description or ""
+
+
+def all_settings(config: type[EncoderConfig] = CompressConfig) -> dict[str, Setting]:
+    """Every setting of `config` by its key, in the order in which a manifest has them."""
+    found: dict[str, Setting] = {}
+    for key, field in config.model_fields.items():
+        if key == OPTIONS:
+            for own, its in settings_of_all().model_fields.items():
+                readers = tuple(name for name, encoder in ENCODERS.items() if own in own_settings(encoder))
+                found[own] = Setting(own, its, readers)
+        else:
+            found[key] = Setting(key, field)
+    return found

@@ -1,0 +1,42 @@
+"""`--json FILE`: written whole or not at all, and one sentence where it cannot be."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from kquant_cli.cli.console import write_results
+from kquant_cli.errors import KQuantError
+
+
+def test_the_file_is_readable_json_in_a_folder_that_is_made(tmp_path: Path) -> None:
+    write_results(tmp_path / "a" / "x.json", [{"größe": 1.5}])
+    assert (tmp_path / "a" / "x.json").read_text(encoding="utf-8") == '[\n {\n  "größe": 1.5\n }\n]\n'
+
+
+def test_without_space_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_results(tmp_path / "x.json", {"a": 1})
+    before = (tmp_path / "x.json").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KQuantError, match=r"^--json .*x\.json: cannot be written \(No space left on device\); give an"):
+        write_results(tmp_path / "x.json", {"a": 2})
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.parametrize(("name", "why"), [("folder", "Is a directory"), ("file/x", "(Not a directory|File exists)")])
+def test_a_place_that_cannot_be(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(KQuantError, match=rf"cannot be written \({why}\); give another file"):
+        write_results(tmp_path / name, {})
+
+
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="needs /dev/null")
+def test_a_device_is_not_replaced_by_a_file() -> None:
+    write_results(Path("/dev/null"), {"a": 1})
+    assert Path("/dev/null").is_char_device()

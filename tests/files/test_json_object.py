@@ -1,0 +1,131 @@
+"""JSON objects come back as written; everything else is refused in the reader's own words, in bounded memory."""
+
+import errno
+import json
+import os
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from kquant_cli.errors import KQuantError
+from kquant_cli.files.json_object import DEEPEST, JsonRefusals, find_object, read_object, write_json
+
+WORDS = JsonRefusals(
+    unreadable="{path} unreadable {why}",
+    invalid="{path} invalid {why}",
+    no_object="{path} no object but {kind}",
+    too_large="{path} too large {size} > {most}",
+)
+
+
+def nested(depth: int) -> dict:
+    """An object with `depth` objects and lists within each other, itself included."""
+    value: dict | list = {}
+    for level in range(depth - 1):
+        value = [value] if level % 2 else {"a": value}
+    return value if isinstance(value, dict) else {"a": value[0]}
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    values = {"b": [1, 0.1, None, True], "a": {"größe": "\u2028", "": {}}}
+    for ascii_only in (True, False):
+        write_json(tmp_path / "x" / "y.json", values, ascii_only=ascii_only)
+        content = (tmp_path / "x" / "y.json").read_bytes()
+        assert content.isascii() == ascii_only
+        assert content == (json.dumps(values, indent=1, ensure_ascii=ascii_only) + "\n").encode()
+        assert read_object(tmp_path / "x" / "y.json") == find_object(tmp_path / "x" / "y.json") == values
+        assert list(values) == list(read_object(tmp_path / "x" / "y.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "invalid Expecting value"),
+        (b"{", "invalid Expecting property name"),
+        (b'{"a": 1} x', "invalid Extra data"),
+        (b'{"a": "\xff"}', "invalid 'utf-8' codec can't decode byte 0xff"),
+        ("{}".encode("utf-16"), "invalid 'utf-8' codec"),
+        (b"\xef\xbb\xbf{}", "invalid Unexpected UTF-8 BOM"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "invalid Exceeds the limit"),
+        (b"[" * 100_000, "invalid maximum recursion depth"),
+        (b'{"a":' * 100_000, "invalid maximum recursion depth"),
+        (b"[]", "no object but list"),
+        (b"null", "no object but NoneType"),
+        (b'"{}"', "no object but str"),
+    ],
+)
+def test_damage(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "x{path}.json"  # braces in a name are no field to fill in
+    file.write_bytes(content)
+    with pytest.raises(KQuantError) as refusal:
+        read_object(file, WORDS)
+    assert str(refusal.value).startswith(f"{file} {words}")
+    assert "\n" not in str(refusal.value)
+    assert find_object(file) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("none", "No such file or directory"), ("folder", "Is a directory"), ("x" * 300, "File name too")]
+)
+def test_what_cannot_be_read(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(KQuantError, match=f"unreadable {why}"):
+        read_object(tmp_path / name, WORDS)
+    assert find_object(tmp_path / name) is None
+
+
+def test_nesting_is_bounded(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(nested(DEEPEST)))
+    assert read_object(file, WORDS) == nested(DEEPEST)
+    file.write_text(json.dumps({"b": [1, {}], "a": [nested(DEEPEST)]}))
+    with pytest.raises(KQuantError, match=f"invalid nested more than {DEEPEST} deep"):
+        read_object(file, WORDS)
+
+
+def test_size_is_bounded_and_named(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"a": 1}')
+    assert read_object(file, WORDS, most=8) == {"a": 1}
+    with pytest.raises(KQuantError, match="too large 8 > 7"):
+        read_object(file, WORDS, most=7)
+    assert find_object(file, most=7) is None
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "x.json").open("wb") as file:
+        file.truncate(1 << 40)
+    tracemalloc.start()
+    with pytest.raises(KQuantError, match=f"too large {1 << 40}"):
+        read_object(tmp_path / "x.json", WORDS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/zero")
+def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").symlink_to("/dev/zero")
+    with pytest.raises(KQuantError, match="invalid"):
+        read_object(tmp_path / "x.json", WORDS)
+
+
+@pytest.mark.parametrize("values", [{"a": float("nan")}, {"a": float("inf")}, {"a": "\ud800"}])
+def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path, values: dict) -> None:
+    (tmp_path / "x.json").write_text("old")
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", values, ascii_only=False)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_no_space_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    (tmp_path / "x.json").write_text("old")
+    with pytest.raises(OSError, match="No space left"):
+        write_json(tmp_path / "x.json", {"a": 1})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
