@@ -23,7 +23,8 @@ from kquant_cli import demo
 from kquant_cli.evaluation import EvalOptions, perplexity
 from kquant_cli.evaluation.losses import TokenLosses
 from kquant_cli.evaluation.texts import Text, text_file
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from kquant_cli.evaluation import EvalOptions
 from kquant_cli.evaluation.classification import Examples, Spec, classify, read_examples
 from kquant_cli.evaluation.classification.outputs import longest_example
 from kquant_cli.evaluation.tasks.glue import SPECS
-from kquant_cli.runtime import LoadedModel
+from kquant_cli.hf.loading import LoadedModel
 
 BATCHES_SORTED = 50  # so many batches of shuffled examples are sorted by length, and then shuffled as batches
 

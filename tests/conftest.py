@@ -25,6 +25,30 @@ class Outcome:
     err: str
 
 
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """shared("data/glue"): a part of the folder of texts and models beside the checkout; a test is skipped without it.
+
+    The environment variable KQUANT_SHARED names the folder; nothing is looked for without it.
+    """
+
+    def part(name: str) -> Path:
+        if "KQUANT_SHARED" not in os.environ:
+            pytest.skip("needs texts and models: KQUANT_SHARED names no folder")
+        path = Path(os.environ["KQUANT_SHARED"]) / name
+        if not path.exists():
+            pytest.skip(f"needs texts and models: there is no {path}")
+        return path
+
+    return part
+
+
+@pytest.fixture(scope="session")
+def scripts(pytestconfig: pytest.Config) -> Path:
+    """The folder of the checkout's scripts."""
+    return pytestconfig.rootpath / "scripts"
+
+
 @pytest.fixture
 def kquant(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run the command line in this process: kquant("compress", folder, "--bits", 4)."""

@@ -31,18 +31,19 @@ def test_words(levels, expected):
     assert word(levels) == expected
 
 
-@pytest.mark.parametrize("levels", [*range(2, 34), 63, 64, 100, 128, 200, 255, 256])
-@pytest.mark.parametrize("columns", [1, 7, 8, 33, 100])
-def test_round_trip_and_size(levels, columns):
-    codes = torch.randint(levels, (5, columns), generator=torch.Generator().manual_seed(levels)).to(torch.uint8)
-    codes[0] = levels - 1  # the largest number a word can hold
-    packed = pack(codes, levels)
-    assert packed.shape == (5, row_bytes(columns, levels))
-    assert torch.equal(unpack(packed, levels, columns), codes)
-    digits, _ = word(levels)
-    words = -(-columns // digits)
-    number = sum(int(c) * levels**i for i, c in enumerate(codes[1, ::words].tolist()))
-    assert int.from_bytes(bytes(packed[1, ::words].tolist()), "little") == number
+def test_round_trip_and_size_of_every_number_of_levels():
+    """Rows of a single code, of about a word, and of several words with and without a rest."""
+    for levels in range(2, 257):
+        digits, size = word(levels)
+        for columns in (1, 7, 8, 33, 100):
+            codes = torch.randint(levels, (5, columns), generator=torch.Generator().manual_seed(levels)).to(torch.uint8)
+            codes[0] = levels - 1  # the largest number a word can hold
+            packed = pack(codes, levels)
+            words = -(-columns // digits)
+            assert packed.shape == (5, row_bytes(columns, levels)) == (5, words * size), (levels, columns)
+            assert torch.equal(unpack(packed, levels, columns), codes), (levels, columns)
+            number = sum(int(c) * levels**i for i, c in enumerate(codes[1, ::words].tolist()))
+            assert int.from_bytes(bytes(packed[1, ::words].tolist()), "little") == number, (levels, columns)
 
 
 def test_refuses():

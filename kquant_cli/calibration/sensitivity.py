@@ -33,8 +33,8 @@ from kquant_cli.calibration.tokens import DATA_FREE, model_inputs
 from kquant_cli.checkpoint import Checkpoint, Matrix
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.failures import FAILURES, first_line
+from kquant_cli.hf.loading import LoadedModel, load_dense
 from kquant_cli.hf.model_class import named_class
-from kquant_cli.runtime import LoadedModel, load_model
 
 __all__ = ["DATA_FREE", "DRAWS", "EPS", "TOKENS", "measure_sensitivity", "perturbed"]
 
@@ -157,10 +157,10 @@ def _load(checkpoint: Checkpoint, device: torch.device | str) -> LoadedModel:
     classes = ["AutoModelForCausalLM", "AutoModel"] if named is None else [named.__name__]
     for auto_class in classes[:-1]:
         try:
-            return _ready(load_model(checkpoint.path, auto_class=auto_class, device=device, dtype=torch.float32))
+            return _ready(load_dense(checkpoint.path, auto_class=auto_class, device=device, dtype=torch.float32))
         except KQuantError:
             continue
-    return _ready(load_model(checkpoint.path, auto_class=classes[-1], device=device, dtype=torch.float32))
+    return _ready(load_dense(checkpoint.path, auto_class=classes[-1], device=device, dtype=torch.float32))
 
 
 def _ready(loaded: LoadedModel) -> LoadedModel:

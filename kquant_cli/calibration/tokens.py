@@ -22,7 +22,7 @@ from kquant_cli.hf.limits import longest_input, maximum_length
 from kquant_cli.hf.tokens import random_ids, read_tokenizer, text_ids, vocabulary
 
 if TYPE_CHECKING:
-    from kquant_cli.runtime import LoadedModel
+    from kquant_cli.hf.loading import LoadedModel
 
 DATA_FREE: Final = "data-free"
 LONGEST_WINDOW: Final = 512

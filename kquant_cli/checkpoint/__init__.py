@@ -9,7 +9,7 @@ Names and shapes decide, not model classes: nothing here imports transformers.
 
 from kquant_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from kquant_cli.checkpoint.fingerprint import content_hash
-from kquant_cli.checkpoint.locate import local_folder
+from kquant_cli.checkpoint.locate import checkpoints_within, local_folder
 from kquant_cli.checkpoint.selection import Matrix, Selection, select_matrices
 from kquant_cli.checkpoint.stored_tensor import TensorLike
 
@@ -18,6 +18,7 @@ __all__ = [
     "Matrix",
     "Selection",
     "TensorLike",
+    "checkpoints_within",
     "content_hash",
     "local_folder",
     "open_checkpoint",

@@ -40,6 +40,17 @@ def local_folder(model: str | Path, revision: str | None = None) -> Path | None:
     return path
 
 
+def checkpoints_within(model: str | Path, revision: str | None = None) -> dict[str, str] | None:
+    """The checkpoints in the sub-folders of `model`, path by folder name; None where it is itself one, or on the hub.
+
+    Raises KQuantError when `model` is a path that is no folder.
+    """
+    folder = local_folder(model, revision)
+    if folder is None or (folder / CONFIG).is_file():
+        return None
+    return {sub.name: str(sub) for sub in sorted(folder.iterdir()) if (sub / CONFIG).is_file()}
+
+
 def _is_path(model: str | Path) -> bool:
     """Whether `model` is written as no id of the hub is."""
     text = str(model)

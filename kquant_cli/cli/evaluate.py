@@ -15,7 +15,7 @@ from kquant_cli.cli.console import console, log, write_results
 
 if TYPE_CHECKING:
     from kquant_cli.evaluation import Result
-    from kquant_cli.runtime import LoadedModel
+    from kquant_cli.hf.loading import LoadedModel
 
 EXAMPLES = """Examples:
 

@@ -12,7 +12,7 @@ from kquant_cli.cli.bundle_argument import bundle_or_newest
 from kquant_cli.cli.console import log
 
 if TYPE_CHECKING:
-    from kquant_cli.runtime import LoadedModel
+    from kquant_cli.hf.loading import LoadedModel
 
 
 COOLEST = 1e-6  # logits over a temperature far below this are infinite in float32

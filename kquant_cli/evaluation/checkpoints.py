@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Mapping
 
+from kquant_cli.checkpoint import checkpoints_within
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation.classification.spec import plain
 from kquant_cli.evaluation.tasks import Task
-from kquant_cli.runtime import checkpoints_within
 
 
 def place_tasks(

@@ -32,7 +32,7 @@ from kquant_cli.evaluation.result import Against, Estimate, Result, common, dtyp
 from kquant_cli.evaluation.rows import Rows
 from kquant_cli.evaluation.tokens import require_comparable, require_known, require_same_tokens
 from kquant_cli.evaluation.windows import bounded, shared_maximum
-from kquant_cli.runtime import LoadedModel
+from kquant_cli.hf.loading import LoadedModel
 
 Encoded = tuple[list[int], int]  # the tokens of a text, and how many of the last are its last word
 

@@ -14,8 +14,8 @@ import torch
 import transformers
 from torch.nn import functional
 
+from kquant_cli.hf.device_map import input_device
 from kquant_cli.hf.tokens import vocabulary
-from kquant_cli.runtime import input_device
 
 POSITIONS: Final = 512  # of which logits are held in float32 at a time; small pieces cost threads their time
 LOGIT_BYTES: Final = 256 * 2**20  # for the logits of a batch, where they are all held at once

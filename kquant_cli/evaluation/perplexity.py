@@ -20,8 +20,9 @@ from kquant_cli.evaluation.result import Against, Estimate, Result, common, dtyp
 from kquant_cli.evaluation.texts import Text
 from kquant_cli.evaluation.tokens import require_comparable, require_known, require_same_tokens
 from kquant_cli.evaluation.windows import Protocol, Window, select, settle, shared_maximum
+from kquant_cli.hf.device_map import input_device
+from kquant_cli.hf.loading import LoadedModel
 from kquant_cli.hf.tokens import vocabulary
-from kquant_cli.runtime import LoadedModel, input_device
 
 
 @dataclass(frozen=True, kw_only=True)

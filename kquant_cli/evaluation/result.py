@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.versions import versions
-from kquant_cli.runtime import LoadedModel
+from kquant_cli.hf.loading import LoadedModel
 
 
 @dataclass(frozen=True)

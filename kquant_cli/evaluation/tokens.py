@@ -3,8 +3,8 @@
 import torch
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.loading import LoadedModel
 from kquant_cli.hf.tokens import vocabulary
-from kquant_cli.runtime import LoadedModel
 
 
 def require_known(loaded: LoadedModel, tokens: torch.Tensor) -> None:

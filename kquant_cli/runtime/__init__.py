@@ -5,9 +5,6 @@ from typing import Any
 
 _HOMES = {
     "KashinLinear": "linear",
-    "LoadedModel": "loading",
-    "checkpoints_within": "folders",
-    "input_device": "device_map",
     "load": "load_bundle",
     "load_model": "loading",
 }

@@ -1,7 +1,7 @@
 """A bundle as an ordinary dense model: its tensors decoded and handed to transformers under their names on disk.
 
 transformers itself maps the names on disk to modules (prefixes, fused experts, tied weights), exactly as it does for
-the source checkpoint, so that the twin differs from the source in the encoded weights alone.
+the source checkpoint, so that the model differs from the source's in the encoded weights alone.
 """
 
 from collections.abc import Collection
@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from kquant_cli.bundle import Bundle
+from kquant_cli.hf.device_map import DeviceMap, with_offload
 from kquant_cli.hf.model_class import chosen_class, read_config
-from kquant_cli.runtime.device_map import DeviceMap, with_offload
 
 
-def load_dense_twin(
+def load_decoded(
     bundle: Bundle, auto_class: str, device_map: DeviceMap | None, dtype: torch.dtype | str
 ) -> tuple[transformers.PreTrainedModel, Collection[str]]:
     """The dense model of `bundle` under `auto_class`, and the names of the tensors that it lacks.
@@ -25,9 +25,7 @@ def load_dense_twin(
     """
     config = dense_config(bundle)
     decoded = dict(bundle.tensors(dtype if isinstance(dtype, torch.dtype) else None))
-    model_class: Any = chosen_class(
-        auto_class, config
-    )  # which takes a state dict without a path; an auto class does not
+    model_class: Any = chosen_class(auto_class, config)  # takes a state dict without a path, as no auto class does
     load = partial(
         model_class.from_pretrained,
         None,

@@ -1,14 +1,8 @@
-"""Loads what the user names, a hub id, a model folder or a bundle, as a transformers model that is safe to measure.
+"""Loads what the user names, a hub id, a model folder or a bundle, as a transformers model that is safe to measure."""
 
-transformers fills tensors that a checkpoint lacks with random numbers and only warns; here that is an error. Code that
-comes with a checkpoint is never run: transformers' default would ask on a terminal.
-"""
-
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -16,55 +10,12 @@ import transformers
 from kquant_cli import bundle as bundles
 from kquant_cli.bundle.format import MANIFEST
 from kquant_cli.checkpoint import local_folder
-from kquant_cli.checkpoint.file_roles import ADAPTER_CONFIG, CONFIG, require_model
-from kquant_cli.devices import resolve_device, resolve_dtype
 from kquant_cli.errors import KQuantError
-from kquant_cli.hf.failures import FAILURES, VALUE_FAILURES, code_sentence, first_line, needs_code
-from kquant_cli.hf.tokens import read_tokenizer
-from kquant_cli.runtime.decoded_model import load_dense_twin
-from kquant_cli.runtime.device_map import DeviceMap, devices_in_words, input_device, require_way, with_offload
+from kquant_cli.hf.device_map import DeviceMap
+from kquant_cli.hf.loading import LoadedModel, load_complete, load_dense, or_sentence, require_complete, settle
+from kquant_cli.runtime.decoded_model import load_decoded
 from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
 from kquant_cli.runtime.quantizer import is_from_bundle, register
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A transformers model in evaluation mode, and where it came from."""
-
-    model: transformers.PreTrainedModel
-    kind: Literal["dense", "bundle"]
-    path: str
-    revision: str | None = None
-    decoded: str = ""  # why a bundle does not run from its codes, but from a dense copy
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the model's floating point parameters."""
-        return self.model.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's inputs belong."""
-        return input_device(self.model)
-
-    @property
-    def devices(self) -> str:
-        """The kinds of devices that hold the weights, such as cpu, or cuda+disk where they are spread."""
-        return devices_in_words(self.model)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer beside the weights, read when first asked for; KQuantError where there is none."""
-        try:
-            return read_tokenizer(self.path, self.revision)
-        except FAILURES as error:
-            if needs_code(error):
-                raise KQuantError(_code_sentence(f"the tokenizer of {self.path}")) from error
-            raise KQuantError(
-                f"{self.path} has no tokenizer that transformers can read: put its tokenizer.json beside the weights"
-            ) from error
 
 
 def load_model(
@@ -79,32 +30,15 @@ def load_model(
     """Load a dense model (hub id or folder) or a bundle, which runs from its codes, ready to evaluate.
 
     A bundle whose matrices are no linear layers' in transformers' model (fused experts) is decoded: `decoded` says why.
-
-    `auto_class` names transformers' auto class that gives the model its head; `device` is auto (the GPU where there is
-    one), cpu or cuda; `dtype` is a torch dtype or its name, where auto or None mean float32 on the CPU and the
-    checkpoint's own on a GPU; `revision` is a branch, tag or commit of a model on the hub. `device_map`, in place of a
-    device, spreads the model over GPUs, CPU and disk: auto, balanced, sequential, or a device for each module.
-
-    Raises
-    ------
-    KQuantError
-        There is nothing to load, the checkpoint is damaged, or it has not the head that `auto_class` means.
+    Options and errors are those of `load_dense` (hf/loading.py).
     """
     folder = local_folder(path_or_id, revision)
-    path = str(folder or path_or_id)
-    if device_map is not None:
-        require_way(device_map, device)
-    placed = resolve_device(device)
-    resolved = resolve_dtype(dtype, placed)
-    if device_map is None and placed.type != "cpu":
-        device_map = {"": placed}
     if folder is not None and bundles.is_bundle(folder):
-        return _load_bundle(folder, auto_class, device_map, resolved)
-    if folder is not None:
-        require_model([name for name in (CONFIG, ADAPTER_CONFIG) if (folder / name).is_file()], path)
-    what = path if folder is not None else f"{path} (no folder here, so taken for a model on the hub)"
-    model = _load_complete(path, auto_class, device_map, resolved, revision, what)
-    return LoadedModel(model.eval(), "bundle" if is_from_bundle(model) else "dense", path, revision)  # one on the hub
+        return _load_bundle(folder, auto_class, *settle(device, dtype, device_map))
+    loaded = load_dense(
+        path_or_id, auto_class=auto_class, device=device, dtype=dtype, revision=revision, device_map=device_map
+    )
+    return replace(loaded, kind="bundle") if is_from_bundle(loaded.model) else loaded  # one on the hub
 
 
 def load_from_codes(
@@ -112,7 +46,7 @@ def load_from_codes(
 ) -> transformers.PreTrainedModel:
     """The bundle at `path` (a folder, or an id on the hub) as a model whose encoded layers run from their codes."""
     register()
-    model = _load_complete(path, auto_class, device_map, dtype, revision, f"bundle {path}")
+    model = load_complete(path, auto_class, device_map, dtype, revision, f"bundle {path}")
     if not is_from_bundle(model):
         raise KQuantError(f"{path} is no bundle: give one that `kquant compress` wrote")
     return model.eval()
@@ -134,75 +68,6 @@ def _load_bundle(
     except CannotRunFromCodesError as error:
         why = str(error)
     bundle = bundles.open_bundle(folder, verify=False)
-    model, missing = _or_sentence(lambda: load_dense_twin(bundle, auto_class, device_map, dtype), f"bundle {path}")
-    _require_complete(path, auto_class, model, missing)
+    model, missing = or_sentence(lambda: load_decoded(bundle, auto_class, device_map, dtype), f"bundle {path}")
+    require_complete(path, auto_class, model, missing)
     return LoadedModel(model.eval(), "bundle", path, decoded=why)
-
-
-def _load_complete(
-    path: str, auto_class: str, device_map: Any, dtype: torch.dtype | str, revision: str | None, what: str
-) -> transformers.PreTrainedModel:
-    """What transformers loads, complete; its failures as one sentence about `what`."""
-    model, missing = _or_sentence(lambda: _from_pretrained(path, auto_class, device_map, dtype, revision), what)
-    _require_complete(path, auto_class, model, missing)
-    return model
-
-
-def _from_pretrained(
-    path: str, auto_class: str, device_map: Any, dtype: torch.dtype | str, revision: str | None
-) -> tuple[transformers.PreTrainedModel, Collection[str]]:
-    load = partial(
-        getattr(transformers, auto_class).from_pretrained,
-        path,
-        dtype=dtype,
-        revision=revision,
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
-    model, info = with_offload(load, device_map)
-    return model, info["missing_keys"]
-
-
-def _require_complete(
-    path: str, auto_class: str, model: transformers.PreTrainedModel, missing: Collection[str]
-) -> None:
-    named = getattr(model.config, "architectures", None)
-    architectures = [str(name) for name in named] if isinstance(named, list) else []
-    if auto_class == "AutoModelForCausalLM" and (
-        getattr(model.config, "is_encoder_decoder", False)
-        or any(name.endswith("ForMaskedLM") for name in architectures)
-    ):
-        raise KQuantError(
-            f"{path} ({', '.join(architectures)}) is no causal language model, which this needs: "
-            "it does not predict each token from those before it"
-        )
-    if missing:
-        names = sorted(missing)
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise KQuantError(
-            f"{path} lacks tensors that {type(model).__name__} needs ({shown}): "
-            "it is damaged, or a model with another head (its config.json says: "
-            f"{', '.join(architectures) or 'no architecture'})"
-        )
-
-
-def _or_sentence(load: Callable[[], T], what: str) -> T:
-    """What `load` returns; its own failure as one sentence about `what`."""
-    try:
-        return load()
-    except FAILURES as error:
-        if needs_code(error):
-            raise KQuantError(_code_sentence(what)) from error
-        raise KQuantError(f"{what} cannot be loaded: {_reason(error).rstrip('.')}") from error
-
-
-def _reason(error: Exception) -> str:
-    """What `error` says in one line: the first, except where only all of them name the value that does not fit."""
-    if isinstance(error, VALUE_FAILURES):
-        said = " ".join(str(error).split())
-        return f"its {CONFIG} seems to hold a value that transformers cannot use ({type(error).__name__}: {said})"
-    return first_line(error, type(error).__name__)
-
-
-def _code_sentence(what: str) -> str:
-    return f"{code_sentence(what, ' (auto_map)')}: give a model that transformers itself knows"

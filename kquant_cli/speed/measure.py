@@ -18,10 +18,11 @@ import torch
 
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.limits import longest_input
+from kquant_cli.hf.loading import LoadedModel
 from kquant_cli.hf.quiet import quiet
 from kquant_cli.hf.tokens import vocabulary
 from kquant_cli.process_memory import resident_set, return_freed_memory
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.runtime import load_model
 from kquant_cli.speed.floor import bytes_per_token, memory_bandwidth
 
 

@@ -1,7 +1,6 @@
 """The format: what a kind, size and seed mean. These numbers may never change: bundles depend on them."""
 
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,6 @@ from numpy.random import RandomState
 from kquant_cli.bases import make_basis
 from kquant_cli.bases.draws import random_angles, random_pairs, random_permutation, random_signs
 from kquant_cli.bases.paley import paley
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
 RAMP = torch.arange(1, 13, dtype=torch.float64)
 
@@ -153,10 +150,9 @@ def test_hadamard_768_bytes():
     assert sha256(h.numpy().tobytes()).hexdigest().startswith("2df1bfb9ec4fa584")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared golden files are not here")
 @pytest.mark.parametrize("name", ["gauss_dct_64x96", "gauss_hadamard_64x128"])
-def test_shared_matrices(name):
+def test_shared_matrices(name, shared):
     kind = name.split("_")[1]
-    with np.load(SHARED / f"{name}.npz") as golden:
+    with np.load(shared(f"golden/{name}.npz")) as golden:
         for matrix in (golden["q1"], golden["q2"]):
             np.testing.assert_allclose(make_basis(kind, len(matrix)).dense(), matrix, rtol=0, atol=1e-12)

@@ -1,15 +1,11 @@
-"""`kquant bench`: real processes, and numbers that agree with what is known of the models."""
+"""`kquant bench`: a real run, and numbers that agree with what is known of the models."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +16,36 @@ from safetensors.torch import load_file
 from kquant_cli.cli.bench import _prompt_that_fits
 from kquant_cli.demo import demo_model_path
 from kquant_cli.errors import KQuantError
-from kquant_cli.speed.measure import Workload, measure
+from kquant_cli.speed import Measurement, Row, Workload
+from kquant_cli.speed.measure import measure
 
 
+def measure_here(row: Row, device: str, workload: Workload) -> Measurement:
+    """Without a process of its own, which takes seconds to import torch and transformers."""
+    return measure(row.path, device, row.dtype, workload)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure all models in this process: memory is then that of all tests."""
+    monkeypatch.setattr(import_module("kquant_cli.speed.bench"), "_in_a_process", measure_here)
+    monkeypatch.setattr("kquant_cli.speed.floor.BUFFER", 2**22)
+
+
+def test_a_bundle_in_a_process_of_its_own(demo_bundle: Path, kquant: Any, tmp_path: Path) -> None:
+    """The default prompt fits the model, which takes 256 tokens, of which 32 are new by default."""
+    outcome = kquant("bench", demo_bundle, "--rounds", 1, "--json", tmp_path / "speed.json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert (found["workload"]["prompt"], found["workload"]["new"], found["rounds"]) == (224, 32, 1)
+    (model,) = found["models"]
+    assert (model["kind"], model["dtype"], model["device"]) == ("bundle", "float32", "cpu")
+    assert model["peak_memory"] > model["loaded_memory"] > 0
+    assert model["peak_memory"] > model["weight_bytes_per_token"]
+    assert "decode" in outcome.out
+
+
+@pytest.mark.usefixtures("here")
 def test_a_bundle_beside_the_dense_model(demo_bundle: Path, kquant: Any, tmp_path: Path) -> None:
     flags = ["--prompt-tokens", 16, "--new-tokens", 4, "--rounds", 1, "--json", tmp_path / "speed.json"]
     outcome = kquant("bench", demo_bundle, "--against", demo_model_path(), *flags)
@@ -37,7 +60,6 @@ def test_a_bundle_beside_the_dense_model(demo_bundle: Path, kquant: Any, tmp_pat
     for model in models:
         assert model["decode_tokens_per_second"] > 0
         assert model["prefill_tokens_per_second"] > 0
-        assert model["peak_memory"] > model["weight_bytes_per_token"]
         floor = model["bandwidth"] / model["weight_bytes_per_token"]
         assert model["floor_tokens_per_second"] == pytest.approx(floor)
     dense = load_file(demo_model_path() / "model.safetensors")
@@ -48,27 +70,9 @@ def test_a_bundle_beside_the_dense_model(demo_bundle: Path, kquant: Any, tmp_pat
     packed = sum(t.nbytes for part in stored for name, t in part.items() if ".weight_" in name)
     kept = {n: t for part in stored for n, t in part.items() if ".weight_" not in n and "embed_positions" not in n}
     assert ours["weight_bytes_per_token"] == packed + 4 * sum(t.numel() for t in kept.values())
-    assert "decode" in outcome.out
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a terminal's Ctrl-C is a signal to the group of processes")
-@pytest.mark.parametrize("wait", [0.0, 2.0])
-def test_ctrl_c_ends_it_without_a_trace(demo_bundle: Path, wait: float) -> None:
-    command = [sys.executable, "-m", "kquant_cli", "bench", str(demo_bundle), "--prompt-tokens", "8"]
-    command += ["--new-tokens", "200", "--rounds", "1000"]
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it by default
-    settings: dict[str, Any] = {"start_new_session": True, "preexec_fn": listen}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **settings)
-    assert process.stderr is not None
-    said = process.stderr.readline()
-    time.sleep(wait)
-    os.killpg(process.pid, signal.SIGINT)
-    rest = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert said.startswith("round 1 of 1000")
-    assert "Traceback" not in rest
-
-
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -82,13 +86,6 @@ def test_bad_input(flags: list[Any], sentence: str, demo_bundle: Path, kquant: A
     outcome = kquant("bench", demo_bundle, *flags)
     assert outcome.code == 2
     assert sentence in " ".join(outcome.err.split())
-
-
-def test_the_default_prompt_fits_the_model(demo_bundle: Path, kquant: Any, tmp_path: Path) -> None:
-    """The embedded model takes 256 tokens, of which 32 are new by default."""
-    outcome = kquant("bench", demo_bundle, "--rounds", 1, "--json", tmp_path / "speed.json")
-    assert outcome.code == 0, outcome.err
-    assert json.loads((tmp_path / "speed.json").read_text())["workload"]["prompt"] == 224
 
 
 @pytest.mark.parametrize("make", [tiny_text_models.make_mpt, partial(tiny_text_models.make, arch="gpt2")])

@@ -14,8 +14,6 @@ from safetensors.torch import load_file
 
 from kquant_cli.demo import demo_classifier_path, demo_sentences_path
 
-SST2 = Path(__file__).resolve().parents[3] / "shared/data/glue/SST-2"
-
 
 def rows(file: Path) -> list[tuple[str, int]]:
     """(sentence, label) of each row."""
@@ -65,9 +63,8 @@ def test_it_is_right_as_often_as_is_recorded(
     assert found >= 0.75
 
 
-@pytest.mark.skipif(not SST2.is_dir(), reason="needs SST-2")
-def test_it_has_learnt_sst2(recorded: dict[str, float]) -> None:
-    assert alone(rows(SST2 / "dev.tsv")) == pytest.approx(recorded["SST-2 validation"], abs=0.004)
+def test_it_has_learnt_sst2(recorded: dict[str, float], shared: Callable[[str], Path]) -> None:
+    assert alone(rows(shared("data/glue/SST-2/dev.tsv"))) == pytest.approx(recorded["SST-2 validation"], abs=0.004)
     assert recorded["SST-2 validation"] >= 0.79
 
 
@@ -101,9 +98,9 @@ def test_sentences_are_balanced_and_in_the_official_format(sentences: list[tuple
     assert len(negated) >= 20
 
 
-@pytest.mark.skipif(not SST2.is_dir(), reason="needs SST-2")
-def test_no_sentence_is_from_sst2(sentences: list[tuple[str, int]]) -> None:
-    theirs = "\n".join(squeezed(text) for file in ("train", "dev") for text, _ in rows(SST2 / f"{file}.tsv"))
+def test_no_sentence_is_from_sst2(sentences: list[tuple[str, int]], shared: Callable[[str], Path]) -> None:
+    folder = shared("data/glue/SST-2")
+    theirs = "\n".join(squeezed(text) for file in ("train", "dev") for text, _ in rows(folder / f"{file}.tsv"))
     assert not [sentence for sentence, _ in sentences if squeezed(sentence) in theirs]
 
 

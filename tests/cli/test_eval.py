@@ -1,9 +1,7 @@
 """`kquant eval` from the outside: what it prints, writes and refuses."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -130,13 +128,14 @@ def test_without_an_argument_the_newest_bundle_is_taken_and_named(
     assert f"{model}, the newest bundle" in run.err
 
 
-def test_offline_wikitext2_says_what_to_get(model: Path) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(model.parent / "empty")}
-    command = [sys.executable, "-m", "kquant_cli", "eval", str(model), "--task", "wikitext2"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert "pass it as --data wiki.test.raw" in " ".join(run.stderr.split())
-    assert "Traceback" not in run.stderr
+def test_offline_wikitext2_says_what_to_get(
+    kquant: KQuant, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "empty"))
+    run = kquant("eval", model, "--task", "wikitext2")
+    assert run.code == 2
+    assert "pass it as --data wiki.test.raw" in " ".join(run.err.split())
+    assert "Traceback" not in run.err
 
 
 def test_help_gives_examples() -> None:

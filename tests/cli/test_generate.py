@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from kquant_cli.bundle import open_bundle
-from kquant_cli.runtime.decoded_model import load_dense_twin
+from kquant_cli.runtime.decoded_model import load_decoded
 
 PROMPT = "The lighthouse keeper"
 
@@ -36,7 +36,7 @@ def test_the_likeliest_tokens_are_those_of_the_twin(demo_bundle: Path, kquant: A
     assert outcome.code == 0
     assert "12 tokens in " in outcome.err
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo_bundle)
-    twin: Any = load_dense_twin(open_bundle(demo_bundle), "AutoModelForCausalLM", torch.device("cpu"), torch.float32)[0]
+    twin: Any = load_decoded(open_bundle(demo_bundle), "AutoModelForCausalLM", torch.device("cpu"), torch.float32)[0]
     made = twin.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=12, do_sample=False)
     assert outcome.out.strip() == tokenizer.decode(made[0], skip_special_tokens=True).strip()
 

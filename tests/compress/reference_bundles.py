@@ -39,7 +39,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "demo",
         ["--effort", "fast", "--side", "output", "--codebook", "product", *FIRST],
     ),
-    "annealed-average": ("demo", ["--effort", "fast", "--bits", "3.25"]),
+    "annealed-average": ("demo", ["--effort", "fast", "--bits", "3.25", *FIRST]),
     "annealed-average-on-text": (
         "demo",
         ["--effort", "fast", "--bits", "2.5", "--stats", "none", "--sensitivity", "text.txt", *FIRST],
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "uniform": ("demo", ["--encoder", "uniform", *FIRST]),
     "uniform-range": ("llama", ["--encoder", "uniform", "--group-size", "0", "--levels", "5", "--stats", "none"]),
-    "kmeans": ("demo", ["--encoder", "kmeans", "--bits", "3", "--restarts", "2", *FIRST]),
+    "kmeans": ("gpt2", ["--encoder", "kmeans", "--bits", "3", "--restarts", "2"]),
     "kmeans-peaks": ("bert_classifier", ["--encoder", "kmeans", "--init", "peaks", "--bits", "2", "--stats", "none"]),
     "rules": ("demo", ["--config", "layers.yaml", *FIRST]),
     "experts": ("mixtral", ["--effort", "fast", "--bits", "3"]),
@@ -125,7 +125,8 @@ def environment() -> str:
 
     loops = "compiled" if library("anneal") is not None else "torch"
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"torch {torch.__version__}, {capability}, {loops} loops, transformers {transformers.__version__}"
+    threads = f", {count} threads" if (count := torch.get_num_threads()) > 1 else ""
+    return f"torch {torch.__version__}, {capability}, {loops} loops, transformers {transformers.__version__}{threads}"
 
 
 def report() -> dict[str, dict[str, dict[str, str]]]:

@@ -1,5 +1,6 @@
 """The decomposition against runs of the printed algorithm in plain numpy (golden/make_golden.py)."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from kquant_cli.bases import DenseBasis
 from kquant_cli.decomposition import KashinFactors, decompose_matrix, decompose_vector
 
 OWN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
@@ -35,10 +35,9 @@ def test_agrees_with_plain_numpy(name: str, batch: int) -> None:
     torch.testing.assert_close(factors.coefficients, golden["coefficients"], rtol=1e-7, atol=0)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared golden files are not here")
 @pytest.mark.parametrize("name", ["gauss_dct_64x96", "gauss_hadamard_64x128", "heavy_qr_48x80"])
-def test_agrees_with_the_shared_golden_files(name: str) -> None:
-    golden = load(SHARED / f"{name}.npz")
+def test_agrees_with_the_shared_golden_files(name: str, shared: Callable[[str], Path]) -> None:
+    golden = load(shared(f"golden/{name}.npz"))
     left, right = DenseBasis(golden["q1"]), DenseBasis(golden["q2"])
     factors = decompose_matrix(golden["weight"], left, right, max_iter=len(golden["residual"]), tol=0)
     check(factors, golden, golden["residual"])

@@ -3,7 +3,8 @@
 import pytest
 import tiny_text_models
 
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import tiny_text_models
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import TASKS, EvalOptions
 from kquant_cli.evaluation.tasks.c4 import DOCUMENTS, SHARD
-from kquant_cli.runtime import LoadedModel
+from kquant_cli.hf.loading import LoadedModel
 
 SENTENCES = ["the kettle <unk> at N degrees", "no one came", "seven boats left the harbour"]
 

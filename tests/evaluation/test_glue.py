@@ -1,6 +1,7 @@
 """GLUE on tiny random classifiers, against transformers alone: one example at a time, no padding, metrics by hand."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ import transformers
 from kquant_cli.evaluation import TASKS, EvalOptions
 from kquant_cli.evaluation.classification import ClassificationResult, outputs
 from kquant_cli.evaluation.tasks.glue import SPECS
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 OUTPUTS = {spec.name: spec.outputs for spec in SPECS}
 NAMES = {spec.name: spec.labels for spec in SPECS}
 PAIRED = {spec.name: len(spec.columns) == 2 for spec in SPECS}
-SHARED = Path(__file__).resolve().parents[3] / "shared/data/glue"
 
 
 @pytest.fixture(scope="session")
@@ -278,7 +279,6 @@ def test_scores_have_no_labels_to_agree_on(glue: Path, classifiers: dict[int, Lo
     assert "one output: the score" in result.sentence()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data")
 @pytest.mark.parametrize(
     ("task", "count", "first", "label"),
     [
@@ -291,19 +291,21 @@ def test_scores_have_no_labels_to_agree_on(glue: Path, classifiers: dict[int, Lo
     ],
 )
 def test_the_official_files_have_the_published_numbers_of_examples(
-    task: str, count: int, first: str | None, label: float
+    task: str, count: int, first: str | None, label: float, shared: Callable[[str], Path]
 ) -> None:
-    examples = TASKS[task].read(EvalOptions(data=SHARED))[""]
+    examples = TASKS[task].read(EvalOptions(data=shared("data/glue")))[""]
     assert len(examples.texts) == count
     assert first is None or examples.texts[0][0] == first
     assert examples.labels[0] == label
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data")
-def test_real_sentences_agree_with_transformers_alone(classifiers: dict[int, LoadedModel]) -> None:
-    result = run("rte", classifiers[2], data=SHARED, limit=40)
+def test_real_sentences_agree_with_transformers_alone(
+    classifiers: dict[int, LoadedModel], shared: Callable[[str], Path]
+) -> None:
+    data = shared("data/glue")
+    result = run("rte", classifiers[2], data=data, limit=40)
     model, tokenizer = classifiers[2].model, classifiers[2].tokenizer
-    lines = (SHARED / "RTE/dev.tsv").read_text(encoding="utf-8").split("\n")[1:41]
+    lines = (data / "RTE/dev.tsv").read_text(encoding="utf-8").split("\n")[1:41]
     right = 0
     for _, first, second, label in (line.split("\t") for line in lines):
         inputs = tokenizer(first, second, truncation=True, max_length=64, return_tensors="pt")

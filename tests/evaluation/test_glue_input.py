@@ -12,7 +12,8 @@ import transformers
 
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import TASKS, EvalOptions
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 
 def refused(task: str, data: Path | None, **options: Any) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import transformers
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import TASKS, EvalOptions, losses, perplexity
 from kquant_cli.evaluation.last_word import LastWordResult
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 WORDS = tiny_text_models.text(900, seed=11).replace("\n", " ").split()
 TEXTS = [" ".join(WORDS[i * 9 : i * 9 + 5 + i % 4]) for i in range(40)]
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -220,17 +221,16 @@ def test_other_bad_input(tiny_opt: LoadedModel, tmp_path: Path, monkeypatch: pyt
         TASKS["lambada_word"].read(EvalOptions())
 
 
-@pytest.mark.skipif(not (SHARED / "data/lambada").is_dir(), reason="needs the shared data and model")
-def test_real_texts_on_a_trained_model() -> None:
-    loaded = load_model(SHARED / "models/TinyStories-656K", device="cpu")
-    options = EvalOptions(data=SHARED / "data/lambada", limit=25)
+def test_real_texts_on_a_trained_model(shared: Callable[[str], Path]) -> None:
+    loaded = load_model(shared("models/TinyStories-656K"), device="cpu")
+    options = EvalOptions(data=shared("data/lambada"), limit=25)
     rows = TASKS["lambada_word"].read(options)
     assert len(rows.texts) == 5153
     result = TASKS["lambada_word"].run(loaded, rows, options)
     accuracy, expected, _ = last_words(loaded.path, list(rows.texts[:25]))
     assert result.perplexity == pytest.approx(expected, rel=1e-4)
     assert result.accuracy == accuracy
-    text = TASKS["lambada_text"].read(EvalOptions(data=SHARED / "data/lambada/lambada_test.jsonl"))
+    text = TASKS["lambada_text"].read(EvalOptions(data=shared("data/lambada/lambada_test.jsonl")))
     short = type(text)(text.content[:9000], "the beginning")
     found = perplexity(loaded, short, EvalOptions(protocol="paper", stride=128, seqlen=512)).perplexity
     assert found == pytest.approx(papers_loop(loaded.path, short.content, 128, 512), rel=1e-5)

@@ -1,6 +1,7 @@
 """Perplexity against computations with transformers alone: its own loss, one window at a time, in plain loops."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import EvalOptions, perplexity
 from kquant_cli.evaluation.losses import TokenLosses
 from kquant_cli.evaluation.texts import Text
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 TEXT = Text(tiny_text_models.text(), "made-up prose")
-TINY_STORIES = Path(__file__).resolve().parents[3] / "shared/models/TinyStories-656K"
 
 
 def gptq_reference(folder: str | Path, content: str, seqlen: int, limit: int | None = None) -> float:
@@ -185,13 +186,13 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         perplexity(load_model(folder, device="cpu"), TEXT, EvalOptions(seqlen=64))
 
 
-@pytest.mark.skipif(not TINY_STORIES.is_dir(), reason="needs the shared trained model")
-def test_a_trained_model_agrees_under_both_protocols() -> None:
-    content = (TINY_STORIES / "sample.txt").read_text(encoding="utf-8")
-    loaded = load_model(TINY_STORIES, device="cpu")
+def test_a_trained_model_agrees_under_both_protocols(shared: Callable[[str], Path]) -> None:
+    folder = shared("models/TinyStories-656K")
+    content = (folder / "sample.txt").read_text(encoding="utf-8")
+    loaded = load_model(folder, device="cpu")
     for options, reference in (
-        (EvalOptions(seqlen=128), gptq_reference(TINY_STORIES, content, 128)),
-        (EvalOptions(protocol="stride", stride=100), stride_reference(TINY_STORIES, content, 512, 100)),
+        (EvalOptions(seqlen=128), gptq_reference(folder, content, 128)),
+        (EvalOptions(protocol="stride", stride=100), stride_reference(folder, content, 512, 100)),
     ):
         result = perplexity(loaded, Text(content, "sample"), options)
         assert result.perplexity == pytest.approx(reference, rel=1e-5)

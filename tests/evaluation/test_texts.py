@@ -1,6 +1,7 @@
 """WikiText-2 from every place it may come from gives the same text; other files are taken as they stand."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from kquant_cli.evaluation.texts import join_rows, text_file, wikitext2, wikitex
 RAW = " \n = A Title = \n \n First , and second . \n\t\n = = Part = = \n"
 ROWS = ["", " = A Title = \n", "", " First , and second . \n", "", " = = Part = = \n"]
 JOINED = "\n\n = A Title = \n\n\n\n\n First , and second . \n\n\n\n\n = = Part = = \n"
-WIKITEXT = Path(__file__).resolve().parents[3] / "shared/data/wikitext-2/wiki.test.raw"
 
 
 @pytest.fixture
@@ -112,9 +112,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         wikitext2(other, None)
 
 
-@pytest.mark.skipif(not WIKITEXT.is_file(), reason="needs the shared data")
-def test_the_real_file_has_the_published_rows() -> None:
-    rows = wikitext_rows(WIKITEXT)
+def test_the_real_file_has_the_published_rows(shared: Callable[[str], Path]) -> None:
+    rows = wikitext_rows(shared("data/wikitext-2/wiki.test.raw"))
     assert len(rows) == 4358  # as the data set's card says
     assert rows[:4] == ["", " = Robert Boulter = \n", "", rows[3]]
     assert rows[3].startswith(" Robert Boulter is an English film ")

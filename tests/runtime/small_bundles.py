@@ -13,9 +13,14 @@ from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.compress import pipeline
 from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import CompressConfig
-from kquant_cli.runtime.decoded_model import load_dense_twin
+from kquant_cli.runtime.decoded_model import load_decoded
 
-QUICK = {"effort": "fast", "stats": "none"}
+QUICK: dict[str, dict[str, Any]] = {
+    "annealed": {"effort": "fast", "stats": "none"},
+    "greedy": {"max_iter": 5, "restarts": 1, "kmeans_iter": 10},
+    "kmeans": {"restarts": 1, "kmeans_iter": 10},
+    "uniform": {},
+}
 
 
 def bundle_of(arch: str, folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> Path:
@@ -26,14 +31,14 @@ def bundle_of(arch: str, folder: Path, model: dict[str, Any] | None = None, **se
 
 def compress(source: Path, out: Path, **settings: Any) -> Path:
     """Compress `source` into the folder `out` and return it."""
-    chosen = {**(QUICK if settings.get("encoder", "annealed") == "annealed" else {"max_iter": 5}), **settings}
-    pipeline.compress(make_plan(open_checkpoint(source), CompressConfig(**chosen)), out)
+    config = CompressConfig(**{**QUICK[settings.get("encoder", "annealed")], **settings})
+    pipeline.compress(make_plan(open_checkpoint(source), config), out)
     return out
 
 
 def twin_of(bundle: Path, auto_class: str, dtype: torch.dtype = torch.float32) -> Any:
     """The dense twin of a bundle: what its codes are to compute."""
-    return load_dense_twin(open_bundle(bundle), auto_class, None, dtype)[0].eval()
+    return load_decoded(open_bundle(bundle), auto_class, None, dtype)[0].eval()
 
 
 def logits(model: Any, tokens: torch.Tensor | None = None) -> torch.Tensor:

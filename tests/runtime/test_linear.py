@@ -51,15 +51,23 @@ FRAMES = {
 }
 
 
-@pytest.mark.parametrize("frame", FRAMES)
-@pytest.mark.parametrize("levels", [2, 3, 4, 8, 12, 16, 200, 256])
-@pytest.mark.parametrize(
-    "parts",
-    [{}, {"scale": (1, 1)}, {"scale": (ROWS, 1), "col_scale": True, "channel_scale": True}, {"transposed": True}],
-    ids=str,
-)
-def test_every_formula(frame: str, levels: int, parts: dict[str, Any]) -> None:
-    encoded = random_matrix(levels, frame=FRAMES[frame], **parts)
+PARTS: dict[str, dict[str, Any]] = {
+    "codes alone": {},
+    "one scale": {"scale": (1, 1)},
+    "all scales": {"scale": (ROWS, 1), "col_scale": True, "channel_scale": True},
+    "transposed": {"transposed": True},
+}
+LEVELS = (2, 3, 4, 8, 12, 16, 200, 256)  # of each kind of word; the products have tests of their own
+# Every frame with all parts. The levels go round, two further for the next parts and one further for the next frame:
+# every number of them meets three parts and three frames.
+FORMULAS = [
+    (frame, parts, LEVELS[(i + 2 * j) % len(LEVELS)]) for i, frame in enumerate(FRAMES) for j, parts in enumerate(PARTS)
+]
+
+
+@pytest.mark.parametrize(("frame", "parts", "levels"), FORMULAS)
+def test_every_formula(frame: str, parts: str, levels: int) -> None:
+    encoded = random_matrix(levels, frame=FRAMES[frame], **PARTS[parts])
     layer = KashinLinear.of(encoded, nn.Parameter(torch.randn(ROWS)))
     x = torch.randn(2, 3, COLUMNS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = nn.functional.linear(x, encoded.decode(torch.float64), layer.bias.double())

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from kquant_cli import bundle as bundles
 from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.errors import KQuantError
-from kquant_cli.runtime import LoadedModel, load_model, loading
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model, loading
 from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
 
 CAUSAL = ["opt", "opt_projected", "gpt2", "gpt_neox", "llama", "gemma", "mixtral"]

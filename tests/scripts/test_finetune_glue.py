@@ -11,8 +11,6 @@ import pytest
 import tiny_classifiers
 import tiny_models
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,9 +25,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def finetune(monkeypatch: pytest.MonkeyPatch, place: Path) -> Callable[..., None]:
+def finetune(monkeypatch: pytest.MonkeyPatch, place: Path, scripts: Path) -> Callable[..., None]:
     """Run the script in this process: finetune(task, output, option, ...)."""
-    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.syspath_prepend(scripts)
     script = importlib.import_module("finetune_glue")
 
     def run(task: str, output: str, *options: str) -> None:

@@ -10,19 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a CUDA device")
 
 
-def run(*command, **variables):
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **variables}
-    return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(pytestconfig):
+    def run(*command, **variables):
+        environment = {**os.environ, "PYTHONPATH": str(pytestconfig.rootpath), **variables}
+        words = [str(part) for part in command]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+
+    return run
 
 
 @without_gpu
 @pytest.mark.skipif(not Path("/usr/bin/env").exists(), reason="a shell script")
-def test_without_a_gpu_the_check_says_so_and_exits_with_2(tmp_path):
-    done = run(SCRIPTS / "gpu_check.sh", tmp_path / "results", PYTHON=sys.executable)
+def test_without_a_gpu_the_check_says_so_and_exits_with_2(run, scripts, tmp_path):
+    done = run(scripts / "gpu_check.sh", tmp_path / "results", PYTHON=sys.executable)
     assert done.returncode == 2, done.stderr
     assert done.stdout.splitlines()[-1] == "This machine has no GPU that torch can use, so nothing was checked."
     assert "pydantic" in done.stdout
@@ -32,8 +36,8 @@ def test_without_a_gpu_the_check_says_so_and_exits_with_2(tmp_path):
 
 @without_gpu
 @pytest.mark.parametrize("script", ["bench_gpu_product.py", "check_gpu_kernels.py"])
-def test_the_scripts_without_a_gpu(script):
-    done = run(sys.executable, SCRIPTS / script)
+def test_the_scripts_without_a_gpu(script, run, scripts):
+    done = run(sys.executable, scripts / script)
     assert done.returncode == 2
     assert "there is no CUDA device" in done.stderr
 
@@ -53,11 +57,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @without_gpu
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
-def test_the_benchmark_interpreted_and_with_few_packages(tmp_path):
+def test_the_benchmark_interpreted_and_with_few_packages(run, scripts, tmp_path):
     """Torch, triton and numpy are all that it imports."""
     size = ("--rows", 20, "--columns", 96, "--bits", 4, "--tokens", 1, "--repeats", 1, "--json", tmp_path / "x.json")
-    bare = BARE.replace("SCRIPTS", repr(str(SCRIPTS)))
-    done = run(sys.executable, "-c", bare, SCRIPTS / "bench_gpu_product.py", *size, TRITON_INTERPRET="1")
+    bare = BARE.replace("SCRIPTS", repr(str(scripts)))
+    done = run(sys.executable, "-c", bare, scripts / "bench_gpu_product.py", *size, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "x.json").read_text())["products"]
     assert (row["bits"], row["tokens"], row["backend"]) == (4, 1, "gpu")

@@ -13,14 +13,13 @@ import tiny_text_models
 import torch
 from safetensors.torch import load_file, save_file
 
-FOLDER = Path(__file__).parents[2] / "scripts" / "paper"
 GAUSSIAN_STEP = math.sqrt(1 - 2 / math.pi)  # what a greedy step leaves of a Gaussian matrix's norm
 
 
 @pytest.fixture
-def paper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def paper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scripts: Path) -> Callable[..., dict[str, Any]]:
     """paper("table1", option, ...): run a script in this process, and return its JSON; a figure must be beside it."""
-    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.syspath_prepend(scripts / "paper")
 
     def run(script: str, *options: object, figure: bool = True) -> dict[str, Any]:
         importlib.import_module(script).main([*map(str, options), "--output", str(tmp_path)])

@@ -10,15 +10,13 @@ import pytest
 import tiny_classifiers
 import transformers
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
 
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scripts: Path) -> Callable[..., Path]:
     """Run the script in this process on a training file that is its validation file: train(output, option, ...)."""
     folder = tiny_classifiers.write_tsv("sst2", tmp_path / "data") / "SST-2"
     (folder / "train.tsv").write_bytes((folder / "dev.tsv").read_bytes())
-    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.syspath_prepend(scripts)
     script = importlib.import_module("train_demo_classifier")
     monkeypatch.setattr(script.torch, "set_num_threads", lambda threads: None)  # of this process, and all its tests
 

@@ -20,7 +20,7 @@ from kquant_cli.evaluation.classification.spec import Spec
 from kquant_cli.evaluation.jackknife import means_left_out, standard_error
 from kquant_cli.evaluation.options import EvalOptions, Progress
 from kquant_cli.evaluation.result import Against, Estimate, ScoresOverExamples, common, dtype_name
-from kquant_cli.runtime import LoadedModel
+from kquant_cli.hf.loading import LoadedModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation.classification.spec import Spec
-from kquant_cli.runtime import LoadedModel
+from kquant_cli.hf.loading import LoadedModel
 
 
 def label_order(loaded: LoadedModel, spec: Spec) -> tuple[int, ...]:

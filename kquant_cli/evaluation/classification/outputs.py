@@ -13,7 +13,7 @@ from kquant_cli.evaluation.precision import full_float32
 from kquant_cli.evaluation.result import dtype_name
 from kquant_cli.evaluation.tokens import require_known
 from kquant_cli.hf.limits import longest_input
-from kquant_cli.runtime import LoadedModel
+from kquant_cli.hf.loading import LoadedModel
 
 MAX_LENGTH: Final = 128  # run_glue's max_seq_length
 BATCH_TOKENS: Final = {"cpu": 1024, "cuda": 32768}

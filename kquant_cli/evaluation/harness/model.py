@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from kquant_cli.evaluation.losses import TokenLosses
 from kquant_cli.evaluation.options import Progress
 from kquant_cli.evaluation.tokens import require_known
-from kquant_cli.runtime import LoadedModel
+from kquant_cli.hf.loading import LoadedModel
 
 
 class HarnessModel(HFLM):

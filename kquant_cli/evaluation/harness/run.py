@@ -21,7 +21,7 @@ from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.precision import full_float32
 from kquant_cli.evaluation.result import Against, Estimate, ScoresOverExamples, common, dtype_name
 from kquant_cli.evaluation.windows import bounded, shared_maximum
-from kquant_cli.runtime import LoadedModel
+from kquant_cli.hf.loading import LoadedModel
 
 Report = Mapping[str, Any]  # what simple_evaluate returns
 NUMBERS: Final = (int, float, np.number)

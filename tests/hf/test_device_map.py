@@ -15,7 +15,8 @@ from kquant_cli import demo
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import TASKS, EvalOptions, perplexity
 from kquant_cli.evaluation.texts import Text
-from kquant_cli.runtime import LoadedModel, load_model
+from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.runtime import load_model
 
 TEXT = Text(tiny_text_models.text(), "made up")
 OPTIONS = EvalOptions(seqlen=64, limit=6)
