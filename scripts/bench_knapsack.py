@@ -16,7 +16,9 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from kquant_cli.allocation import LEVELS, Choice, allocate, predicted_error
+from kquant_cli.allocation import Choice, allocate
+from kquant_cli.allocation.level_counts import LEVELS
+from kquant_cli.config import EncoderConfig
 from kquant_cli.packing import row_bytes
 
 SIZES = {24: (256, 1024), 210: (960, 2560), 1000: (2048, 8192)}  # matrices: hidden and inner size
@@ -26,12 +28,14 @@ def choices(matrices: int, seed: int, scale: float) -> list[Choice]:
     """As `plan_levels` makes them."""
     draw, (hidden, inner) = np.random.default_rng(seed), SIZES[matrices]
     shapes = [(hidden, hidden)] * 4 + [(inner, hidden)] * 2 + [(hidden, inner)]
+    config = EncoderConfig()
+    errors = [config.chosen.expected_error(k, config.settings) for k in LEVELS]
     made = []
     for number in range(matrices):
         rows, columns = shapes[number % len(shapes)]
         sensitivity = scale * 10 ** draw.uniform(-2, 2)
         sizes = tuple(rows * row_bytes(columns, k) + 8 * k + 4 * rows for k in LEVELS)
-        losses = tuple(sensitivity * predicted_error(k) for k in LEVELS)
+        losses = tuple(sensitivity * error for error in errors)
         made.append(Choice(str(number), rows * columns, sizes, losses))
     return made
 

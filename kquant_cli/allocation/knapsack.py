@@ -14,8 +14,8 @@ Pareto front of (bytes, loss) in exact bytes, pruned by the same gap. Only where
 is it discretised: of each of `states` equal intervals of bytes one point stays, that of the least loss with its bytes
 priced. It keeps its exact bytes, so that the budget is never exceeded; then the choice may miss the best by a hair.
 
-scipy's milp (HiGHS) finds the same losses, but takes 0.04 to 3 s where this takes 0.001 to 0.4 s (24 to 1000 matrices),
-prints lines of its own, and has a fixed absolute gap of 1e-6: where the loss is 1e-4 it misses the best by 0.3%
+scipy's milp (HiGHS) finds the same losses, but takes 0.02 to 8 s where this takes 0.001 to 0.7 s (24 to 1000 matrices),
+prints lines of its own, and has a fixed absolute gap of 1e-6: where the loss is 1e-4 it misses the best by up to 0.4%
 (scripts/bench_knapsack.py).
 """
 

@@ -85,13 +85,13 @@ def test_is_linear_in_the_error(arch: str, tmp_path: Path) -> None:
 
 def test_the_model_is_restored_bit_for_bit(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
-    real = sensitivity.load_model
+    real = sensitivity.load_dense
 
     def spy(*args: object, **options: object) -> object:
         kept.append(real(*args, **options))  # type: ignore[arg-type]
         return kept[-1]
 
-    monkeypatch.setattr(sensitivity, "load_model", spy)
+    monkeypatch.setattr(sensitivity, "load_dense", spy)
     measure(tiny_llama)
     before = tiny_models.load("llama", tiny_llama).state_dict()
     after = kept[0].model.state_dict()
