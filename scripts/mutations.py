@@ -58,7 +58,10 @@ MUTATIONS = [
         "bases/test_basis_application.py",
     ),
     Mutation(
-        "codebooks/nearest.py", "torch.where(rivals == 1,", "torch.where(rivals <= 2,", "codebooks/test_nearest.py"
+        "codebooks/nearest.py",
+        "decided.narrow(axis, 0, 1).fill_(-1)",
+        "decided.narrow(axis, 0, 0).fill_(-1)",
+        "codebooks/test_nearest.py",
     ),
     Mutation(
         "decomposition/matrix.py",
@@ -79,7 +82,12 @@ MUTATIONS = [
         "evaluation/test_windows.py",
     ),
     Mutation("evaluation/jackknife.py", "math.sqrt((n - 1) / n *", "math.sqrt(1 / n *", "evaluation/test_metrics.py"),
-    Mutation("allocation/knapsack.py", "(sums + needed <= budget)", "(sums <= budget)", "allocation/test_knapsack.py"),
+    Mutation(
+        "allocation/knapsack.py",
+        "(overs <= gap) & (sums + needed <= budget)",
+        "overs <= gap",
+        "allocation/test_knapsack.py",
+    ),
     Mutation("allocation/knapsack.py", "if e <= gap]", "if e <= gap / 2]", "allocation/test_knapsack.py"),
     Mutation(
         "runtime/products/reference.py",
@@ -179,7 +187,7 @@ def failing(copy: Path, tests: list[str]) -> str | None:
     ]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", run.stdout, re.MULTILINE)
     return found[1] if found else None if run.returncode == 0 else f"pytest ({run.stdout[-200:]}{run.stderr[-200:]})"
 
 
