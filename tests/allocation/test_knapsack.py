@@ -1,12 +1,12 @@
 """The allocation against brute force, its budget to the byte, and how it changes with the budget."""
 
-import time
 from itertools import pairwise, product
 from math import fsum, inf
 
 import numpy as np
 import pytest
 
+from kquant_cli.allocation import knapsack
 from kquant_cli.allocation.knapsack import Choice, allocate
 from kquant_cli.allocation.level_counts import LEVELS
 from kquant_cli.packing import row_bytes
@@ -25,13 +25,10 @@ def random_choices(seed: int, matrices: int, options: int, largest: int, kind: s
     return choices
 
 
-def brute_force(choices: list[Choice], budget: int) -> float:
-    """The least loss of all combinations within the budget."""
-    best = inf
-    for picks in product(*(range(len(choice.sizes)) for choice in choices)):
-        if sum(c.sizes[p] for c, p in zip(choices, picks, strict=True)) <= budget:
-            best = min(best, loss(choices, picks))
-    return best
+def all_combinations(choices: list[Choice]) -> list[tuple[int, float]]:
+    """(bytes, loss) of each."""
+    combinations = product(*(range(len(choice.sizes)) for choice in choices))
+    return [(size(choices, picks), loss(choices, picks)) for picks in combinations]
 
 
 def loss(choices: list[Choice], picks: tuple[int, ...]) -> float:
@@ -58,32 +55,32 @@ def model(blocks: int, hidden: int, inner: int, keys: int, seed: int = 0) -> lis
 
 @pytest.mark.parametrize("kind", ["convex", "ragged", "any"])
 @pytest.mark.parametrize("largest", [6, 40, 10**6])
-@pytest.mark.parametrize("seed", range(6))
-def test_equals_brute_force_at_every_budget(seed: int, largest: int, kind: str) -> None:
-    choices = random_choices(seed, matrices=5, options=4, largest=largest, kind=kind)
-    least, most = sum(min(c.sizes) for c in choices), sum(max(c.sizes) for c in choices)
-    tight = {least, least + 1, most - 1, most, *np.linspace(least, most, 12).astype(int).tolist()}
-    for budget in sorted(tight & set(range(least, most + 1))):
-        picks = allocate(choices, budget)
-        assert size(choices, picks) <= budget
-        assert loss(choices, picks) == pytest.approx(brute_force(choices, budget), rel=1e-12)
+def test_equals_brute_force_at_every_budget(largest: int, kind: str) -> None:
+    for seed in range(6):
+        choices = random_choices(seed, matrices=5, options=4, largest=largest, kind=kind)
+        combinations = all_combinations(choices)
+        least, most = sum(min(c.sizes) for c in choices), sum(max(c.sizes) for c in choices)
+        tight = {least, least + 1, most - 1, most, *np.linspace(least, most, 12).astype(int).tolist()}
+        for budget in sorted(budget for budget in tight if least <= budget <= most):
+            picks = allocate(choices, budget)
+            assert size(choices, picks) <= budget, seed
+            best = min(loss for size, loss in combinations if size <= budget)
+            assert loss(choices, picks) == pytest.approx(best, rel=1e-12), seed
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_equals_a_plain_dynamic_program_on_more_matrices(seed: int) -> None:
+def test_equals_a_plain_dynamic_program_on_more_matrices() -> None:
     """A table over every number of bytes: no bounds, no fronts."""
-    choices = random_choices(seed, matrices=30, options=8, largest=50, kind="ragged")
-    least, most = sum(min(c.sizes) for c in choices), sum(max(c.sizes) for c in choices)
-    budget = int(np.random.default_rng(seed).integers(least, most))
-    best = np.zeros(budget + 1)
-    for choice in choices:
-        moved = [
-            np.r_[np.full(s, inf), best[: budget + 1 - s]] + e for s, e in zip(choice.sizes, choice.losses, strict=True)
-        ]
-        best = np.min(moved, axis=0)
-    picks = allocate(choices, budget)
-    assert size(choices, picks) <= budget
-    assert loss(choices, picks) == pytest.approx(best[budget], rel=1e-12)
+    for seed in range(20):
+        choices = random_choices(seed, matrices=30, options=8, largest=50, kind="ragged")
+        least, most = sum(min(c.sizes) for c in choices), sum(max(c.sizes) for c in choices)
+        budget = int(np.random.default_rng(seed).integers(least, most))
+        best = np.zeros(budget + 1)
+        for c in choices:
+            moved = [np.r_[np.full(s, inf), best[: budget + 1 - s]] + e for s, e in zip(c.sizes, c.losses, strict=True)]
+            best = np.min(moved, axis=0)
+        picks = allocate(choices, budget)
+        assert size(choices, picks) <= budget, seed
+        assert loss(choices, picks) == pytest.approx(best[budget], rel=1e-12), seed
 
 
 @pytest.mark.parametrize("bits", [1.1, 2, 3.25, 4, 7.5])
@@ -123,14 +120,14 @@ def test_few_states_keep_the_budget_and_come_near_the_best() -> None:
     assert loss(choices, best) <= loss(choices, coarse) <= 1.01 * loss(choices, best)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_even_one_state_keeps_the_budget(seed: int) -> None:
-    choices = random_choices(seed, matrices=9, options=6, largest=30, kind="any")
-    least, most = sum(min(c.sizes) for c in choices), sum(max(c.sizes) for c in choices)
-    for budget in range(least, most, 7):
-        picks = allocate(choices, budget, states=1 + seed % 3)
-        assert size(choices, picks) <= budget
-        assert loss(choices, picks) >= loss(choices, allocate(choices, budget)) - 1e-12
+def test_even_one_state_keeps_the_budget() -> None:
+    for seed in range(40):
+        choices = random_choices(seed, matrices=9, options=6, largest=30, kind="any")
+        least, most = sum(min(c.sizes) for c in choices), sum(max(c.sizes) for c in choices)
+        for budget in range(least, most, 7):
+            picks = allocate(choices, budget, states=1 + seed % 3)
+            assert size(choices, picks) <= budget, seed
+            assert loss(choices, picks) >= loss(choices, allocate(choices, budget)) - 1e-12, seed
 
 
 def test_is_within_a_hair_of_the_bound_of_convex_hulls() -> None:
@@ -138,17 +135,20 @@ def test_is_within_a_hair_of_the_bound_of_convex_hulls() -> None:
     choices = model(30, 576, 1536, 192)
     budget = int(3.25 * sum(c.weights for c in choices) / 8)
     prices = np.logspace(-12, -3, 2000)
-    priced = [[(np.array(c.losses) + p * np.array(c.sizes)).min() for c in choices] for p in prices]
-    bounds = [sum(least) - p * budget for p, least in zip(prices, priced, strict=True)]
+    losses, sizes = np.array([c.losses for c in choices]), np.array([c.sizes for c in choices])
+    bounds = [(losses + p * sizes).min(1).sum() - p * budget for p in prices]
     assert max(bounds) <= loss(choices, allocate(choices, budget)) <= 1.001 * max(bounds)
 
 
-def test_a_large_model_takes_little_time() -> None:
+def test_a_large_model_takes_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states that the dynamic program looks at, of all matrices: no time of this machine's."""
+    looked_at = []
+    pareto = knapsack._pareto
+    monkeypatch.setattr(knapsack, "_pareto", lambda size, *rest: looked_at.append(len(size)) or pareto(size, *rest))
     choices = model(126, 16384, 53248, 1024)  # 882 matrices, 19 options each
     budget = int(3.25 * sum(c.weights for c in choices) / 8)
-    began = time.process_time()
     picks = allocate(choices, budget)
-    assert time.process_time() - began < 2
+    assert sum(looked_at) < 5e6  # without the bounds 882 times 19 options of 8192 states: 137 million
     assert 0 <= budget - size(choices, picks) < budget / 10**5
 
 

@@ -25,10 +25,11 @@ import sys, torch
 from kquant_cli.checkpoint import open_checkpoint, select_matrices
 from kquant_cli.calibration import collect
 torch.set_num_threads(1)
-checkpoint = open_checkpoint(sys.argv[1])
-names = [matrix.name for matrix in select_matrices(checkpoint).matrices]
-assert not collect(checkpoint, names, "random", seed=0, device="cpu", tokens=64).missing
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+for folder in sys.argv[1:]:
+    checkpoint = open_checkpoint(folder)
+    names = [matrix.name for matrix in select_matrices(checkpoint).matrices]
+    assert not collect(checkpoint, names, "random", seed=0, device="cpu", tokens=64).missing
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
@@ -55,10 +56,8 @@ def write_llama(folder: Path, layers: int) -> Path:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system does not tell the peak")
 def test_peak_memory_does_not_grow_with_the_number_of_blocks(tmp_path: Path):
-    peaks = []
-    for layers in (2, 8):
-        command = [sys.executable, "-c", MEASURE, write_llama(tmp_path / str(layers), layers)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        peaks.append(1024 * int(done.stdout))
+    folders = [write_llama(tmp_path / str(layers), layers) for layers in (2, 8)]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peaks = [1024 * int(line) for line in done.stdout.split()]
     assert peaks[1] - peaks[0] < BLOCK_BYTES, "six more blocks take 170 MB in float32"

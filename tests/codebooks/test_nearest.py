@@ -13,9 +13,17 @@ def by_all_distances(points: torch.Tensor, centroids: torch.Tensor) -> torch.Ten
     return torch.cat([square.argmin(dim=1) for square in squares]).to(torch.uint8)
 
 
-@pytest.mark.parametrize("count", [1000, 3 * FEW])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("dims", "k"), [(1, 1), (1, 16), (1, 256), (2, 1), (2, 2), (2, 16), (2, 256)])
+SIZES = [(1, 1), (1, 16), (1, 256), (2, 1), (2, 2), (2, 16), (2, 256)]
+
+
+@pytest.mark.parametrize(
+    ("dims", "k", "dtype", "count"),
+    [  # by all distances and by the table; the dtype is that of the points, distances are float64 for all
+        *((dims, k, dtype, 1000) for dims, k in SIZES for dtype in (torch.float32, torch.float64)),
+        *((dims, k, torch.float32, 3 * FEW) for dims, k in SIZES),
+        *((dims, 16, torch.float64, 3 * FEW) for dims in (1, 2)),
+    ],
+)
 def test_equals_all_distances(dims: int, k: int, dtype: torch.dtype, count: int) -> None:
     generator = torch.Generator().manual_seed(k)
     points = torch.randn(count, dims, dtype=dtype, generator=generator)

@@ -60,7 +60,9 @@ def test_rules_are_kept_and_count(tiny_llama, tmp_path):
     ],
 )
 def test_only_levels_that_the_settings_have_points_for(tiny_llama, tmp_path, settings, fits):
-    bundle = compress(tiny_llama, tmp_path / "b", bits=3.3, **settings)
+    bundle = compress(
+        tiny_llama, tmp_path / "b", bits=3.3, **{"effort": "fast", "restarts": 1, "kmeans_iter": 10} | settings
+    )
     assert all(fits(layout.levels) for layout in bundle.layouts.values())
     assert encoded_bits(bundle) <= 3.3
 

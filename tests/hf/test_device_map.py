@@ -10,6 +10,7 @@ import pytest
 import tiny_classifiers
 import tiny_text_models
 import torch
+from small_bundles import compress
 
 from kquant_cli import demo
 from kquant_cli.errors import KQuantError
@@ -31,21 +32,12 @@ MIXED = {f"model.decoder.{part}": "cpu" for part in PARTS} | {
 
 
 @pytest.fixture(scope="module", params=["dense", "annealed", "fused"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(request: pytest.FixtureRequest, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model, its bundle, and one whose weights transformers does not take as they are (decoded)."""
-    if request.param == "dense":
-        return demo.demo_model_path()
-    from kquant_cli.checkpoint import open_checkpoint
-    from kquant_cli.compress import pipeline
-    from kquant_cli.compress.plan import make_plan
-    from kquant_cli.config import CompressConfig
-
-    source, folder = demo.demo_model_path(), tmp_path_factory.mktemp("spread")
-    if request.param == "fused":
-        source = tiny_text_models.make(folder / "mixtral", "mixtral")
-    config = CompressConfig(encoder="annealed", bits=4, effort="fast", stats="none")
-    pipeline.compress(make_plan(open_checkpoint(source), config), folder / "bundle")
-    return folder / "bundle"
+    if request.param != "fused":
+        return demo.demo_model_path() if request.param == "dense" else demo_bundle
+    folder = tmp_path_factory.mktemp("spread")
+    return compress(tiny_text_models.make(folder / "mixtral", "mixtral"), folder / "bundle")
 
 
 def measured(loaded: LoadedModel) -> float:

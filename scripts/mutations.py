@@ -1,0 +1,206 @@
+"""Does the suite notice? Plants one fault after the other in a copy of the checkout and runs the tests of that room.
+
+    python scripts/mutations.py              # all, some minutes
+    python scripts/mutations.py packing.py   # those in files whose path has these letters
+
+Each fault is a text that stands once in its file, what takes its place, and the test files that are to fail. Exit code
+1: a fault survived; 2: a text is no longer found once, or the tests fail without any fault.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "bundles", "results", "build", "*.egg-info", "__pycache__", ".*_cache"
+)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A fault: in `file` (below kquant_cli/) `old` becomes `new`; `tests` (below tests/) are to fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = [
+    Mutation("packing.py", "while levels**digits > 256**size", "while levels**digits >= 256**size", "test_packing.py"),
+    Mutation("packing.py", "torch.int32 if size <= 3", "torch.int32 if size <= 4", "test_packing.py"),
+    Mutation("packing.py", "part[:, byte] << 8 * byte", "part[:, byte] << 7 * byte", "test_packing.py"),
+    Mutation("bases/dct.py", "scale[0] = math.sqrt(1 / n)", "scale[0] = math.sqrt(2 / n)", "bases"),
+    Mutation(
+        "bases/hadamard_dct.py",
+        "return z.transpose(1, 2).reshape(x.shape)",
+        "return z.reshape(x.shape)",
+        "bases/test_basis_definitions.py",
+    ),
+    Mutation(
+        "bases/application.py",
+        "transform(x.T, 1 - dim % 2",
+        "transform(x.T, dim % 2",
+        "bases/test_basis_application.py",
+    ),
+    Mutation(
+        "bases/application.py",
+        "compute = torch.promote_types(matrix.dtype, torch.float32)",
+        "compute = torch.promote_types(matrix.dtype, torch.bfloat16)",
+        "bases/test_basis_application.py",
+    ),
+    Mutation(
+        "codebooks/nearest.py",
+        "decided.narrow(axis, 0, 1).fill_(-1)",
+        "decided.narrow(axis, 0, 0).fill_(-1)",
+        "codebooks/test_nearest.py",
+    ),
+    Mutation(
+        "decomposition/matrix.py",
+        "live = live * (carried.norms[2] >= target) * (",
+        "live = live * (",
+        "decomposition/test_decompose_matrix.py",
+    ),
+    Mutation(
+        "encoders/annealed/least_squares.py",
+        "coupling.adjoint(x - u.float()[chosen])",
+        "coupling.adjoint(x)",
+        "encoders/annealed/test_least_squares.py",
+    ),
+    Mutation(
+        "evaluation/windows.py",
+        "return min(self.scored, self.end - self.begin - 1)",
+        "return self.scored",
+        "evaluation/test_windows.py",
+    ),
+    Mutation("evaluation/jackknife.py", "math.sqrt((n - 1) / n *", "math.sqrt(1 / n *", "evaluation/test_metrics.py"),
+    Mutation(
+        "allocation/knapsack.py",
+        "(overs <= gap) & (sums + needed <= budget)",
+        "overs <= gap",
+        "allocation/test_knapsack.py",
+    ),
+    Mutation("allocation/knapsack.py", "if e <= gap]", "if e <= gap / 2]", "allocation/test_knapsack.py"),
+    Mutation(
+        "runtime/products/reference.py",
+        "first[:, rows] += b @ v.T",
+        "first[:, rows] = b @ v.T",
+        "runtime/test_linear.py runtime/test_native_product.py",
+    ),
+    Mutation(
+        "runtime/linear.py",
+        "b = None if b is None else b * col_scale.to(a.dtype)",
+        "b = None if b is None else b",
+        "runtime/test_linear.py",
+    ),
+    Mutation(
+        "runtime/products/native.py",
+        "torch.mm(b, part[:, packed.columns :].T, out=second[:, rows])",
+        "torch.mm(a, part[:, packed.columns :].T, out=second[:, rows])",
+        "runtime/test_native_product.py",
+    ),
+    Mutation(
+        "native/product.cpp",
+        "return job.digits - 1 - k;",
+        "return k;",
+        "runtime/test_native_product.py",
+    ),
+    Mutation(
+        "runtime/products/gpu.py",
+        '"widen": not a.is_cuda and a.dtype == torch.bfloat16',
+        '"widen": False',
+        "runtime/test_triton_product.py",
+    ),
+    Mutation(
+        "checkpoint/selection.py",
+        "if bias.shape == (columns,) and rows != columns:",
+        "if bias.shape == (rows,) and rows != columns:",
+        "checkpoint/test_selection.py",
+    ),
+    Mutation(
+        "bundle/reader.py",
+        'if verify and sha256(file) != facts["sha256"]:',
+        'if verify and len(sha256(file)) != len(facts["sha256"]):',
+        "bundle/test_reader.py",
+    ),
+    Mutation("speed/bench.py", "statistics.median(given)", "max(given)", "speed"),
+    Mutation(
+        "speed/bench.py",
+        "pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})",
+        "pthread_sigmask(signal.SIG_BLOCK, ())",
+        "speed",
+    ),
+    Mutation("cli/__init__.py", "sys.exit(2)", "sys.exit(1)", "cli/test_eval.py"),
+]
+
+
+def main() -> None:
+    """Run the mutations that the command line names, or all."""
+    chosen = [m for m in MUTATIONS if not sys.argv[1:] or any(part in m.file for part in sys.argv[1:])]
+    for mutation in chosen:
+        if (count := source(CHECKOUT, mutation).read_text(encoding="utf-8").count(mutation.old)) != 1:
+            refuse(f"kquant_cli/{mutation.file} has {mutation.old!r} {count} times, expected once: change MUTATIONS")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / CHECKOUT.name
+        shutil.copytree(CHECKOUT, copy, ignore=LEFT_OUT)
+        if failed := failing(copy, sorted({test for mutation in chosen for test in mutation.tests.split()})):
+            refuse(f"without any fault {failed} fails: mend it first")
+        survived = [mutation for mutation in chosen if not is_caught(mutation, copy)]
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} caught")
+    sys.exit(bool(survived))
+
+
+def is_caught(mutation: Mutation, copy: Path) -> bool:
+    """Plant the fault, run its tests, say what came of it, and take it out again."""
+    path = source(copy, mutation)
+    whole = path.read_text(encoding="utf-8")
+    line = whole[: whole.index(mutation.old)].count("\n") + 1
+    path.write_text(whole.replace(mutation.old, mutation.new), encoding="utf-8")
+    failed = failing(copy, mutation.tests.split())
+    path.write_text(whole, encoding="utf-8")
+    print(
+        f"{f'caught by {failed}' if failed else 'SURVIVED'}: {mutation.file}:{line}: {mutation.old} -> {mutation.new}"
+    )
+    sys.stdout.flush()
+    return failed is not None
+
+
+def failing(copy: Path, tests: list[str]) -> str | None:
+    """The first of the tests that fails in the copy, or None."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *(f"tests/{name}" for name in tests),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", run.stdout, re.MULTILINE)
+    return found[1] if found else None if run.returncode == 0 else f"pytest ({run.stdout[-200:]}{run.stderr[-200:]})"
+
+
+def source(checkout: Path, mutation: Mutation) -> Path:
+    """The file that the mutation changes."""
+    return checkout / "kquant_cli" / mutation.file
+
+
+def refuse(sentence: str) -> None:
+    """Exit with code 2."""
+    print(sentence, file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
