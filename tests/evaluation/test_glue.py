@@ -97,7 +97,8 @@ def by_hand(task: str, labels: list[float], logits: torch.Tensor) -> dict[str, f
 def test_every_task_agrees_with_transformers_alone(task: str, glue: Path, classifiers: dict[int, LoadedModel]) -> None:
     loaded = classifiers[OUTPUTS[task]]
     result = run(task, loaded, data=glue)
-    assert result.scores == pytest.approx(by_hand(task, numbers(task), alone(loaded, task)), abs=1e-6)
+    # A correlation of 16 outputs in float32: its sixth digit is not the same in every run.
+    assert result.scores == pytest.approx(by_hand(task, numbers(task), alone(loaded, task)), abs=1e-5)
     assert (result.task, result.protocol, result.examples, result.seqlen) == (task, "run_glue", 16, 64)
     assert {"scikit-learn", "scipy"} < set(result.versions)
 
