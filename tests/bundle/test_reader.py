@@ -113,6 +113,10 @@ def damage_missing_everywhere(bundle):
     accept(bundle, "model.safetensors.index.json")
 
 
+def damage_unnamed_tensor(bundle):
+    change_tensors(bundle, lambda t: t.update({"left.over": torch.zeros(2)}))
+
+
 def damage_shape(bundle):
     change_tensors(bundle, lambda t: t.update({"model.layers.1.mlp.up_proj.weight_codebook": torch.zeros(8, 2)}))
 
@@ -231,6 +235,7 @@ NOT_SHARED = "'model.layers.0.self_attn.q_proj' takes its channel scale from {!r
         (files({"/x": {"size": 1, "sha256": ""}}), "kquant.json: names '/x' in files, which is outside the bundle"),
         (unlist("model.safetensors.index.json"), "files does not list 'model.safetensors.index.json'"),
         (unlist(SHARD), f"files does not list '{SHARD}'"),
+        (damage_unnamed_tensor, "does not name the stored tensor 'left.over'"),
         (damage_missing_tensor, "has no tensor 'model.layers.1.mlp.up_proj.weight_codebook'"),
         (damage_missing_everywhere, "expected the tensor model.layers.1.mlp.up_proj.weight_codebook"),
         (damage_shape, "of shape [16, 2], found one of shape [8, 2]"),

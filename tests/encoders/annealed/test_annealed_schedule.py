@@ -3,7 +3,6 @@
 import json
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,6 @@ from kquant_cli.encoders.annealed.schedule import (
 
 ENTRIES = json.loads(FILE.read_text(encoding="utf-8"))["searched"]
 NUMBERS = ["first", "second", "beta_first", "beta_last", "shape", "momentum_first", "momentum_last"]
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def schedule_of(entry):
@@ -59,8 +57,8 @@ def entry(kind, levels, error, effort="balanced", **numbers):
     return to_entry(kind, levels, effort, Schedule(**plain), error)
 
 
-def test_the_file_names_its_script_and_its_measurement():
-    assert (ROOT / load()["made_by"]).is_file()
+def test_the_file_names_its_script_and_its_measurement(pytestconfig):
+    assert (pytestconfig.rootpath / load()["made_by"]).is_file()
     assert "Gaussian" in load()["measured"]
 
 
