@@ -22,7 +22,8 @@ class DST(GeneratedBasis):
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch):
+def registered(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(BASES, "dst", DST)
 
 

@@ -37,6 +37,7 @@ class NF4(Encoder[NF4Settings]):
 
 
 def test_every_command_knows_it(kquant, opt, read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(ENCODERS, "nf4", NF4())
     out, dense, file, nf4 = tmp_path / "b", tmp_path / "d", tmp_path / "out.json", ("--encoder", "nf4")
     assert "--nf4-group" in kquant("compress", "--help").out
