@@ -19,7 +19,7 @@ demo: $(READY)
 	$(BIN)/python -m kquant_cli demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(READY)
 	$(BIN)/python -m ruff check .

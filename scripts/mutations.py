@@ -71,8 +71,8 @@ MUTATIONS = [
     ),
     Mutation(
         "encoders/annealed/least_squares.py",
-        "coupling.adjoint(x - u.float()[chosen])",
-        "coupling.adjoint(x)",
+        "bases.couple_adjoint(x - u.float()[chosen])",
+        "bases.couple_adjoint(x)",
         "encoders/annealed/test_least_squares.py",
     ),
     Mutation(
@@ -127,8 +127,8 @@ MUTATIONS = [
     ),
     Mutation(
         "bundle/reader.py",
-        'if verify and sha256(file) != facts["sha256"]:',
-        'if verify and len(sha256(file)) != len(facts["sha256"]):',
+        'if verify and file_sha256(file) != facts["sha256"]:',
+        'if verify and len(file_sha256(file)) != len(facts["sha256"]):',
         "bundle/test_reader.py",
     ),
     Mutation("speed/bench.py", "statistics.median(given)", "max(given)", "speed"),
