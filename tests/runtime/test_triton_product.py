@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kquant_cli.packing import pack
+from kquant_cli.packing import MAX_LEVELS, pack, word
 from kquant_cli.runtime.products import BACKENDS, Packed, backend_for, product, reference
 
-LEVELS = (2, 3, 4, 5, 8, 12, 16, 24, 256)
+LEVELS = tuple({word(levels): levels for levels in range(2, MAX_LEVELS + 1)}.values())  # of every kind of word
 TOLERANCES = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}  # codebooks and results are rounded
 CUT_OFF = 2  # times as far: the interpreter cuts bfloat16 off, where a GPU rounds
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")

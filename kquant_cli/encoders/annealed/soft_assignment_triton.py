@@ -5,6 +5,8 @@ The points of the codebook stay in the cache. TRITON_INTERPRET=1 runs the kernel
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -59,5 +61,7 @@ def average_fused(
     mean, extrapolated = torch.empty_like(t), torch.empty_like(t)
     grid = (triton.cdiv(t.numel(), BLOCK),)
     tensors = (t, s, old, codebook.contiguous(), mean, extrapolated)
-    _soft[grid](*tensors, t.numel(), 2 * beta * LOG2_E, momentum, levels=len(codebook), column=column, block=BLOCK)
+    options = {"levels": len(codebook), "column": column, "block": BLOCK}
+    with torch.cuda.device(t.device) if t.is_cuda else nullcontext():  # Triton launches on the current device
+        _soft[grid](*tensors, t.numel(), 2 * beta * LOG2_E, momentum, **options)
     return mean, extrapolated

@@ -27,6 +27,7 @@ INTERPRETED_MULTIPROCESSORS = 4
 LEAST_STEPS = 4  # blocks of words that a program is worth starting for
 WARP = 32  # tables of up to so many entries are looked up with shuffles, where a program is one warp
 CHUNK = 8  # digits unrolled at a time
+NARROW = 4  # bytes of a word whose digits all come off 32 bits; a wider one is cut in two, or later digits are wrong
 PIPELINE = 64 * 1024  # bytes of shared memory for the activations of the next step
 SUM_BLOCK = 256
 
@@ -93,9 +94,10 @@ def plan(rows: int, columns: int, levels: int, tokens: int, terms: int, itemsize
 
     Where the blocks of rows and tokens alone leave the device idle, rows are cut into parts.
     """
-    digits, _ = word(levels)
+    digits, size = word(levels)
     few, half = tokens <= GEMV_TOKENS, itemsize == 2
     chunks = -(-digits // (CHUNK if few or half else CHUNK // 2))
+    chunks = max(chunks, 1 if size <= NARROW else 2)
     chunk = -(-digits // chunks)
     table = 1 << (levels - 1).bit_length()
     if few:
