@@ -24,16 +24,17 @@ from quality_tables import at_equal_bits, compared, errors, kinds
 from results import RESULTS
 from runtime_tables import products, runtime
 
+from kquant_cli.cli import app
+
 ROOT = Path(__file__).parent.parent
-Blocks = dict[
-    str, tuple[str, Callable[[Any], str]]
-]  # by marker: the file in scripts/results, or "", and what it becomes
+# By marker: the file in scripts/results, or "", and what it becomes.
+Blocks = dict[str, tuple[str, Callable[[Any], str]]]
 
 README: Blocks = {
     "at-equal-bits": ("compare-smollm2.json", at_equal_bits),
     "demo-excerpt": ("demo.txt", excerpt),
 }
-COMMANDS = ("compress", "eval", "inspect", "decompress", "generate", "bench", "demo")
+COMMANDS = [str(command.name) for command in app.registered_commands]
 GUIDE: Blocks = {
     "demo-output": ("demo.txt", output),
     "settings": ("", settings),
@@ -79,7 +80,7 @@ def filled(document: Path) -> str:
 
 def _unknown(text: str, blocks: Blocks) -> Iterator[str]:
     """Names of markers that nothing fills."""
-    yield from (name for name in MARKER.findall(text) if name not in {*blocks, "end", "TODO-lead"})
+    yield from (name for name in MARKER.findall(text) if name not in {*blocks, "end"})
 
 
 def main() -> None:

@@ -119,6 +119,7 @@ MUTATIONS = [
         '"widen": False',
         "runtime/test_triton_product.py",
     ),
+    Mutation("runtime/products/gpu.py", "1 if size <= NARROW else 2", "1", "runtime/test_triton_product.py"),
     Mutation(
         "checkpoint/selection.py",
         "if bias.shape == (columns,) and rows != columns:",

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from kquant_cli.bases import BASES
+from kquant_cli.cli import app
 from kquant_cli.config import all_settings
 from kquant_cli.evaluation import GROUPS, TASKS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "scripts" / "paper" / "README.md"])
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
-COMMANDS = ("compress", "eval", "inspect", "decompress", "generate", "bench", "demo")
+COMMANDS = [str(command.name) for command in app.registered_commands]
 
 
 def read(*parts: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from kquant_cli.bundle.writer import RESERVED
 from kquant_cli.calibration import describe_source
 from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
-from kquant_cli.config import CompressConfig, EncoderConfig
+from kquant_cli.config import CompressConfig, EncoderConfig, settings_of_matrix
 from kquant_cli.encoders import check_bases, encoded_bytes
 from kquant_cli.errors import KQuantError
 
@@ -90,8 +90,8 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
     Raises
     ------
     KQuantError
-        No matrix is selected, a pattern matches nothing, a basis cannot have a size that it would need, or a text is
-        not there.
+        No matrix is selected, a pattern matches nothing, rules that fit one matrix do not go together, a basis cannot
+        have a size that it would need, or a text is not there.
     """
     selection = select_matrices(checkpoint, config.include, config.exclude)
     for rule in config.layers:
@@ -100,7 +100,7 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
                 f"layers: the pattern {rule.match!r} fits no matrix to be encoded; expected one for names such as "
                 f"{selection.matrices[0].name!r}"
             )
-    jobs = tuple(Job(matrix, config.for_matrix(matrix.name)) for matrix in selection.matrices)
+    jobs = tuple(Job(matrix, settings_of_matrix(config, matrix.name)) for matrix in selection.matrices)
     for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
         check_bases(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
     describe_texts(config)

@@ -5,7 +5,15 @@ which overrides the defaults (loading.py); everything is validated once, and a m
 what was expected and the nearest valid spelling (mistakes.py).
 """
 
-from kquant_cli.config.loading import load_config
+from kquant_cli.config.loading import load_config, settings_of_matrix
 from kquant_cli.config.schema import CompressConfig, EncoderConfig, LayerRule, Setting, all_settings
 
-__all__ = ["CompressConfig", "EncoderConfig", "LayerRule", "Setting", "all_settings", "load_config"]
+__all__ = [
+    "CompressConfig",
+    "EncoderConfig",
+    "LayerRule",
+    "Setting",
+    "all_settings",
+    "load_config",
+    "settings_of_matrix",
+]

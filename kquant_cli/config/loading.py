@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from kquant_cli.config.mistakes import explain
-from kquant_cli.config.schema import COMBINATION, CompressConfig, all_settings, changed
+from kquant_cli.config.schema import COMBINATION, CompressConfig, EncoderConfig, all_settings, changed
 from kquant_cli.encoders import ENCODERS
 from kquant_cli.errors import KQuantError
 from kquant_cli.suggestions import nearest
@@ -81,6 +81,7 @@ def _validated(values: Mapping[str, Any], source: str) -> CompressConfig:
         config = CompressConfig.model_validate(dict(values))
     except ValidationError as error:
         raise KQuantError(f"{source}: {explain(error)}") from None
+    _check_fallback(config, config.base(), source)
     for i, rule in enumerate(config.layers):
         given = rule.model_extra or {}
         _check_size(given, f"{source}: layers.{i}: ")
@@ -93,15 +94,25 @@ def _validated(values: Mapping[str, Any], source: str) -> CompressConfig:
                 f"{source}: `layers.{i}.bits` is {applied.bits}, expected whole bits: an average is over all matrices; "
                 f"give those of a rule whole bits, or levels"
             )
-    _check_fallback(config, source)
+        _check_fallback(config, applied, f"{source}: layers.{i}")
     return config
 
 
-def _check_fallback(config: CompressConfig, source: str) -> None:
-    """Refuse an `on_no_convergence` that is nothing, or that an average of bits cannot be kept with."""
+def settings_of_matrix(config: CompressConfig, name: str) -> EncoderConfig:
+    """The settings for the matrix of that module name; KQuantError where those of several rules do not go together."""
+    try:
+        settings = config.for_matrix(name)
+    except ValidationError as error:
+        raise KQuantError(f"layers: the rules that fit {name} do not go together: {explain(error)}") from None
+    _check_fallback(config, settings, f"layers: {name}")
+    return settings
+
+
+def _check_fallback(config: CompressConfig, settings: EncoderConfig, source: str) -> None:
+    """Refuse an `on_no_convergence` that is nothing, that cannot be, or that an average of bits cannot be kept with."""
     answer = config.on_no_convergence
     try:
-        config.fallback(config.base())
+        config.fallback(settings)
     except ValidationError as error:
         if error.errors()[0]["type"] == COMBINATION:
             raise KQuantError(f"{source}: `on_no_convergence` is {answer!r}: {explain(error)}") from None

@@ -13,7 +13,8 @@ WORDS = (("a valid tuple", "a list"), ("a valid integer", "an integer"), ("a val
 def explain(error: ValidationError, prefix: str = "") -> str:
     """The first mistake; `prefix` is the path of the rule that it is in."""
     first = error.errors()[0]
-    places = [str(part) for part in first["loc"] if part != OPTIONS]
+    at = first["loc"]
+    places = [str(part) for part in (at[1:] if at[:1] == (OPTIONS,) else at)]
     path = prefix + ".".join(places)
     if first["type"] == COMBINATION:
         return f"{path.removesuffix('.')}: {first['msg']}" if path else first["msg"]

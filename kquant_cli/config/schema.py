@@ -61,16 +61,20 @@ class EncoderConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _gathered(cls, values: Any) -> Any:
-        """The encoders' settings, from beside the others into `options`."""
-        if not isinstance(values, Mapping) or OPTIONS in values:
+        """The encoders' settings, from beside the others into `options`, which is no key that a user can write."""
+        if not isinstance(values, Mapping) or isinstance(values.get(OPTIONS), Settings):
             return values
-        others = {key: value for key, value in values.items() if key not in cls.model_fields}
-        return {key: value for key, value in values.items() if key in cls.model_fields} | {OPTIONS: others}
+        known = cls.model_fields.keys() - {OPTIONS}
+        others = {key: value for key, value in values.items() if key not in known}
+        return {key: value for key, value in values.items() if key in known} | {OPTIONS: others}
 
     @field_validator(OPTIONS, mode="plain")
     @classmethod
     def _joined(cls, value: Any) -> Settings:
-        return settings_of_all().model_validate(value or {})
+        return settings_of_all().model_validate(value)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the schema of `options` has no place that pickle could name
+        return type(self).model_validate, (self.model_dump(),)
 
     @model_validator(mode="after")
     def _levels_fit(self) -> EncoderConfig:
@@ -215,6 +219,8 @@ def all_settings(config: type[EncoderConfig] = CompressConfig) -> dict[str, Sett
         if key == OPTIONS:
             for own, its in settings_of_all().model_fields.items():
                 readers = tuple(name for name, encoder in ENCODERS.items() if own in own_settings(encoder))
+                if own in CompressConfig.model_fields:
+                    raise TypeError(f"encoder {readers[0]!r} has a setting {own!r}, which all encoders have already")
                 found[own] = Setting(own, its, readers)
         else:
             found[key] = Setting(key, field)

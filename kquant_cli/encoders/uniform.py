@@ -32,7 +32,7 @@ QUANTILES = 16  # of the largest of the weights that share a scale
 class UniformSettings(EncoderSettings):
     """Settings of `uniform`."""
 
-    group_size: int = Field(128, ge=0, description="columns that share a scale in `uniform`; 0: one range a tensor")
+    group_size: int = Field(128, ge=0, description="columns that share a scale; 0: one range a tensor")
 
 
 class Uniform(Encoder[UniformSettings]):

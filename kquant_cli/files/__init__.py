@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, read within bounds; the one room that touches a disk."""
+"""Files that are not trusted, or must not be lost: written whole or not at all, read within bounds, hashed."""

@@ -10,20 +10,24 @@ from io import FileIO
 from pathlib import Path
 from stat import S_IMODE
 
+SYSTEM = (("/", "dev"), ("/", "proc"))
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[FileIO]:
     """A new file, open for writing, that takes the place of `path` when the block ends well, and is removed otherwise.
 
-    The folder is made if need be; a file that was there before gives its permissions. What is at `path` and is no plain
-    file (a terminal, a pipe, /dev/null, a link to one) cannot be replaced so, and is written to as it is.
+    The folder is made if need be; a file that was there before gives its permissions; a link stays and its file is
+    replaced. What is no plain file (a terminal, a pipe, /dev/null), or a link of the system's (/dev/stdout), cannot be
+    replaced so, and is written to as it is.
 
     OSError passes through: no space left, no permission, a folder of that name.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
+    if path.parts[:2] in SYSTEM or (path.exists() and not path.is_file()):
         with path.open("wb", buffering=0) as file:
             yield file
         return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")  # as short a name as that of the file allows
     try:

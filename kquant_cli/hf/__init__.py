@@ -1,4 +1,4 @@
-"""Everything that is asked of transformers before a model runs: names, classes, lengths, tokens, and its failures.
+"""What transformers knows of a model, asked in one place: names, classes, lengths, tokens, and why it refuses one.
 
 Importing a module of this room imports transformers only where it says so; that takes seconds.
 """

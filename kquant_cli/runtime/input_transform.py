@@ -1,6 +1,6 @@
 """The activations of a layer in the coordinates of its right bases: all of the forward pass that depends on them alone.
 
-    a = R_u^T (x / c),   b = R_v^T (x / c)        (c the channel scale, R_u and R_v the right bases; encoded.py)
+    a = R_u^T (x / d),   b = R_v^T (x / d)        (d the channel scale, R_u and R_v the right bases; encoded.py)
 
 Layers that read the same input (q, k and v; gate and up) have the same of all these, and compute them once: the first
 that is called keeps a and b until the last has read them, or the input is gone. Where gradients are wanted each layer

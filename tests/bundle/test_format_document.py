@@ -294,16 +294,16 @@ def test_transposed_matrices(settings, tmp_path):
     assert all(entry["transposed"] for entry in reader.modules.values())
 
 
-def test_the_worked_bytes_are_those_of_the_page():
-    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+def test_the_worked_bytes_are_those_of_the_page(pytestconfig):
+    page = (pytestconfig.rootpath / "docs" / "format.md").read_text(encoding="utf-8")
     for levels, codes in ((16, [1, 2, 3, 4, 5, 6]), (3, [2, 1, 0, 2, 1, 0, 2]), (8, [0, 1, 2, 3, 4, 5, 6, 7, 1])):
         found = packed(codes, levels)
         assert f"`{' '.join(f'{byte:02x}' for byte in found)}`" in page
         assert unpacked(np.array([found], dtype=np.uint8), levels, len(codes)).tolist() == [codes]
 
 
-def test_the_words_are_those_of_the_page():
-    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+def test_the_words_are_those_of_the_page(pytestconfig):
+    page = (pytestconfig.rootpath / "docs" / "format.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert len(rows) == 15
     for levels, digits, size, bits in rows:

@@ -1,15 +1,19 @@
 """Settings: precedence, and a sentence for every kind of mistake."""
 
+import copy
 import json
-import re
+import pickle
 from pathlib import Path
 
 import pytest
 from pydantic import Field
 
-from kquant_cli.config import CompressConfig, EncoderConfig, all_settings, load_config
+from kquant_cli.config import CompressConfig, EncoderConfig, all_settings, load_config, settings_of_matrix
 from kquant_cli.encoders import ENCODERS, Encoder, EncoderSettings
 from kquant_cli.errors import KQuantError
+
+NAMES = list(ENCODERS)
+QUOTED = ", ".join(map(repr, NAMES[:-1]))
 
 
 @pytest.fixture
@@ -38,12 +42,6 @@ def test_shipped_files(configs):
     for name, iterations in (("paper-opt.yaml", 200), ("paper-glue.yaml", 6000)):
         config = load_config(configs / name)
         assert (config.settings.max_iter, config.encoder, config.stats) == (iterations, "greedy", "none")
-
-
-def test_the_default_file_writes_out_every_setting(configs):
-    text = (configs / "default.yaml").read_text()
-    for name in all_settings():
-        assert re.search(rf"^(# )?{name}:", text, re.MULTILINE), name
 
 
 def test_layer_rules_the_later_wins(yaml_file):
@@ -122,6 +120,13 @@ def test_fallback():
             "init: peaks\nlevels: 6\non_no_convergence: kmeans",
             "`on_no_convergence` is 'kmeans': `init: peaks` cannot have 6 levels, expected a power of two",
         ),
+        (
+            "init: peaks\non_no_convergence: kmeans\nlayers:\n- {match: a, levels: 6}",
+            "layers.0: `on_no_convergence` is 'kmeans': `init: peaks` cannot have 6 levels, expected a power of two",
+        ),
+        ("options: {effort: best}", "`options` is not a setting"),
+        ("options:", "`options` is not a setting"),
+        ("layers:\n- {match: a, options: {effort: best}}", "`layers.0.options` is not a setting"),
         ("codebook: product\nlevels: 5", "`codebook: product` cannot have 5 levels, expected an even number"),
         (
             "bits: 2.5\non_no_convergence: keep",
@@ -137,7 +142,7 @@ def test_fallback():
         ("basis: dtc", "did you mean `dct`?"),
         (
             "encoder: gredy",
-            "`encoder` is 'gredy', expected 'annealed', 'greedy', 'uniform' or 'kmeans'; did you mean `greedy`?",
+            f"`encoder` is 'gredy', expected {QUOTED} or {NAMES[-1]!r}; did you mean `greedy`?",
         ),
         ("rule: alternate", "did you mean `alternating`?"),
         ("form: rows", "`form` is 'rows', expected 'matrix' or 'vector'"),
@@ -151,7 +156,7 @@ def test_fallback():
         (
             "on_no_convergence: uniform:3.5",
             "`on_no_convergence` is 'uniform:3.5', expected `encode`, `keep` or `ENCODER[:BITS]` with ENCODER one of "
-            "annealed, greedy, uniform, kmeans and BITS from 1 to 8, whole",
+            f"{', '.join(NAMES)} and BITS from 1 to 8, whole",
         ),
         ("on_no_convergence: uniform:²", "BITS from 1 to 8"),
         ("1: 2", "`1` is not a setting"),
@@ -222,6 +227,37 @@ def test_every_encoder_reads_its_settings_and_no_others():
         assert settings.seed == 7
         read = {key for key, setting in all_settings().items() if name in setting.encoders}
         assert read == set(encoder.Settings.model_fields) - set(EncoderSettings.model_fields)
+
+
+def test_rules_that_do_not_go_together(yaml_file):
+    """Each can be, with the settings of all; both of them on one matrix cannot."""
+    rules = "layers:\n- {match: '*.fc*', encoder: greedy}\n- {match: '*.fc2', levels: 6}\n"
+    config = load_config(yaml_file(f"init: peaks\n{rules}"))
+    assert settings_of_matrix(config, "0.fc1").encoder == "greedy"
+    with pytest.raises(KQuantError, match=r"^layers: the rules that fit 0\.fc2 do not .* cannot have 6 levels"):
+        settings_of_matrix(config, "0.fc2")
+    rules = rules.replace("encoder: greedy", "init: peaks").replace("'*.fc*'", "'*.fc?'")
+    config = load_config(yaml_file(f"on_no_convergence: kmeans\n{rules}"))
+    with pytest.raises(KQuantError, match=r"^layers: 0\.fc2: `on_no_convergence` is 'kmeans': `init: peaks` cannot"):
+        settings_of_matrix(config, "0.fc2")
+
+
+def test_settings_can_be_copied_and_pickled():
+    for config in (EncoderConfig(side="output"), CompressConfig(bits=3.5, layers=[{"match": "a", "bits": 3}])):
+        assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+
+
+def test_an_encoder_cannot_have_a_setting_of_all(monkeypatch):
+    class Own(EncoderSettings):
+        stats: str = Field("", description="something else")
+
+    class Rival(Encoder[Own]):
+        name, summary, Settings = "rival", "", Own
+        layout = encode = expected_error = None
+
+    monkeypatch.setitem(ENCODERS, "rival", Rival())
+    with pytest.raises(TypeError, match="encoder 'rival' has a setting 'stats', which all encoders have already"):
+        all_settings()
 
 
 def test_two_encoders_cannot_mean_different_things_by_one_setting(monkeypatch):

@@ -12,7 +12,7 @@ LEVELS = torch.tensor(norm.ppf([(k + 0.5) / 16 for k in range(16)]) / norm.ppf(1
 
 
 class NF4Settings(EncoderSettings):
-    nf4_group: int = Field(64, ge=1, description="columns that share a scale in nf4")
+    nf4_group: int = Field(64, ge=1, description="columns that share a scale")
 
 
 class NF4(Encoder[NF4Settings]):

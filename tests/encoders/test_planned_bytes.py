@@ -8,8 +8,13 @@ import torch
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import ENCODERS, encode, encoded_bytes
 
+
+def possible(name, levels):
+    return ENCODERS[name].refusal(levels, ENCODERS[name].Settings()) is None
+
+
 SETTINGS = [
-    *({"encoder": name, "levels": levels} for name in ENCODERS for levels in (2, 5, 16)),
+    *({"encoder": name, "levels": levels} for name in ENCODERS for levels in (2, 5, 16) if possible(name, levels)),
     {"encoder": "annealed", "side": "output"},
     {"encoder": "greedy", "form": "vector"},
     {"encoder": "uniform", "group_size": 0},

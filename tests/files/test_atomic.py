@@ -3,7 +3,9 @@
 import errno
 import os
 import stat
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -115,13 +117,29 @@ def test_two_writers_do_not_mix(path: Path) -> None:
     assert names(path.parent) == ["x.json"]
 
 
-def test_a_link_is_written_through(path: Path) -> None:
-    """As --json /dev/stdout needs it."""
-    (path.parent / "link").symlink_to(path)
-    with whole_file(path.parent / "link") as file:
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_link_stays_and_its_file_is_replaced_or_not(path: Path, fails: bool) -> None:
+    (path.parent / "folder").mkdir()
+    link = path.parent / "folder" / "link"
+    link.symlink_to("../x.json")
+    with suppress(OSError), whole_file(link) as file:
         write_all(file, b"new")
-    assert path.read_bytes() == b"new"
-    assert (path.parent / "link").is_symlink()
+        if fails:
+            no_space()
+    assert path.read_bytes() == (b"old" if fails else b"new")
+    assert link.is_symlink()
+    assert names(path.parent) == ["folder", "x.json"]
+    assert names(link.parent) == ["link"]
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").is_symlink(), reason="needs /dev/stdout")
+def test_what_the_system_leads_to_is_not_replaced(path: Path) -> None:
+    """Output that a shell sends to a file and `--json /dev/stdout` share that file."""
+    code = "from kquant_cli.files.atomic import *; print('a', flush=True)\n"
+    code += "with whole_file(Path('/dev/stdout')) as file: write_all(file, b'b\\n')\nprint('c', flush=True)"
+    with path.open("ab") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert path.read_bytes().split()[-1] == b"c"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
