@@ -115,7 +115,7 @@ print("done")
 
 @needs_triton
 @pytest.mark.skipif(
-    TRITON < Version("3.7") and Version(np.__version__) >= Version("2.4"),
+    TRITON.release < (3, 7) and Version(np.__version__).release >= (2, 4),
     reason="the interpreter of Triton before 3.7 counts loops in a way that numpy from 2.4 on refuses",
 )
 def test_the_kernels_as_they_are_interpreted():
