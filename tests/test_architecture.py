@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "compress": "allocation bundle calibration checkpoint config encoded encoders errors files hf native "
     "process_memory version",
     "evaluation": "checkpoint demo divergence errors hf suggestions version",
-    "speed": "errors hf process_memory runtime",
+    "speed": "devices errors hf native process_memory runtime",
     "report": "bundle errors",
     "cli": "bundle checkpoint compress config demo devices errors evaluation files hf report runtime speed version",
     "__main__": "cli",

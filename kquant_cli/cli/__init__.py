@@ -13,7 +13,7 @@ import typer
 from kquant_cli import __version__
 from kquant_cli.cli.bench import bench
 from kquant_cli.cli.compress import compress
-from kquant_cli.cli.console import log
+from kquant_cli.cli.console import log, show_log
 from kquant_cli.cli.decompress import decompress
 from kquant_cli.cli.demo import demo
 from kquant_cli.cli.evaluate import evaluate
@@ -68,6 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that cannot show the bars shows question marks
             stream.reconfigure(errors="replace")
+    show_log()
     try:
         app(args=args)
     except KQuantError as error:

@@ -2,8 +2,9 @@
 
 Without a compiler nothing is lost but speed: whoever calls `library` has the same in torch. A file in the cache is
 named by the hash of source, compiler, options and processor, so that a home folder may serve several machines, and by
-the hash of what it holds: a file that is not whole is compiled anew. Where the cache cannot be written to, or nothing
-in it may be executed, the loops are compiled into a temporary folder, for this process alone.
+the hash of what it holds: a file that is not whole is compiled anew. Of several processes one compiles and the others
+wait for it. Where the cache cannot be written to, or nothing in it may be executed, the loops are compiled into a
+temporary folder, for this process alone. That loops are compiled is said to the logger "kquant_cli", as information.
 
     KQUANT_NATIVE=0   do without
     CXX               the compiler, instead of c++, g++ or clang++
@@ -14,20 +15,24 @@ Each source is a library of its own: what is not used is not compiled.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+
+from filelock import FileLock
 
 SOURCES = Path(__file__).parent
 OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC", "-w")
 TUNED = ("-march=native", "-mcpu=native", "")  # what the compiler takes on this kind of processor
 COMPILERS = ("c++", "g++", "clang++")
+PATIENCE = 300  # seconds that a process waits for another to compile, before it compiles for itself
 
 
 @cache
@@ -44,6 +49,12 @@ def library(name: str) -> ctypes.CDLL | None:
         with suppress(OSError), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             return _load(compiler, SOURCES / f"{name}.cpp", Path(folder))  # what is loaded outlives its file
     return None
+
+
+def make_ready() -> None:
+    """Have all that runs a model from its codes on a CPU compiled, and not while its first token is timed."""
+    for name in ("product", "transform"):
+        library(name)
 
 
 def loops(device: str) -> str:
@@ -63,16 +74,28 @@ def _load(compiler: str, source: Path, folder: Path) -> ctypes.CDLL:
     """
     text = "\n".join([source.read_text(encoding="utf-8"), compiler, *OPTIONS, *TUNED, _processor()])
     stem = f"kquant-{_digest(text.encode())}"
+    built = _whole(folder, stem)
+    if built is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            with suppress(NotImplementedError):  # a file system without locks: several may compile, one file stays
+                held.enter_context(FileLock(folder / f"{stem}.lock", timeout=PATIENCE))
+            built = _whole(folder, stem) or _build(compiler, source, folder, stem)
+    return ctypes.CDLL(str(built))
+
+
+def _whole(folder: Path, stem: str) -> Path | None:
+    """The compiled file of that name, if it is there and as it was written; to load half a file can end the process."""
     for built in folder.glob(f"{stem}-*.so"):
         if built.stem == f"{stem}-{_digest(built.read_bytes())}":
-            return ctypes.CDLL(str(built))
-        built.unlink(missing_ok=True)  # to load half a file can end the process
-    return ctypes.CDLL(str(_build(compiler, source, folder, stem)))
+            return built
+        built.unlink(missing_ok=True)
+    return None
 
 
 def _build(compiler: str, source: Path, folder: Path, stem: str) -> Path:
     """Compile into a temporary file in `folder`, then rename it: another process never sees half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("kquant_cli").info("compiling %s for this processor, which is done once", source.name)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         part = Path(temporary) / "part.so"
         for tuned in TUNED:

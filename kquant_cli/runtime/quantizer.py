@@ -74,14 +74,19 @@ class KashinQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        from kquant_cli.native import make_ready
         from kquant_cli.runtime.replace_layers import kashin_layers
 
+        on_cpu = False
         for _, layer in kashin_layers(model):
             for name in layer.layout.tensor_shapes():
                 getattr(layer, name).requires_grad_(False)  # transformers sets it for every floating-point tensor
             device = layer.weight_codes.device
+            on_cpu |= device.type == "cpu"
             if device.type != "meta":  # on disk: accelerate brings it to the input's device at every call
                 layer.channel_scale = [scale.to(device) for scale in layer.channel_scale]
+        if on_cpu and model.dtype == torch.float32:
+            make_ready()
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
+from kquant_cli.devices import resolve_device
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.limits import longest_input
 from kquant_cli.hf.loading import LoadedModel
 from kquant_cli.hf.quiet import quiet
 from kquant_cli.hf.tokens import vocabulary
+from kquant_cli.native import make_ready
 from kquant_cli.process_memory import resident_set, return_freed_memory
 from kquant_cli.runtime import load_model
 from kquant_cli.speed.floor import bytes_per_token, memory_bandwidth
@@ -61,6 +63,8 @@ class Measurement:
 @quiet()
 def measure(path: str, device: str, dtype: str, workload: Workload, revision: str | None = None) -> Measurement:
     """Load the model at `path` and measure it; KQuantError where it cannot run the workload."""
+    if resolve_device(device).type == "cpu":
+        make_ready()  # compiling is no part of loading
     before = resident_set("now")
     started = time.perf_counter()
     loaded = load_model(path, device=device, dtype=dtype, revision=revision)

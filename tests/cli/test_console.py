@@ -1,12 +1,13 @@
 """`--json FILE`: written whole or not at all, and one sentence where it cannot be."""
 
 import errno
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
-from kquant_cli.cli.console import write_results
+from kquant_cli.cli.console import show_log, write_results
 from kquant_cli.errors import KQuantError
 
 
@@ -40,3 +41,10 @@ def test_a_place_that_cannot_be(tmp_path: Path, name: str, why: str) -> None:
 def test_a_device_is_not_replaced_by_a_file() -> None:
     write_results(Path("/dev/null"), {"a": 1})
     assert Path("/dev/null").is_char_device()
+
+
+def test_what_the_library_logs_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    show_log()
+    show_log()
+    logging.getLogger("kquant_cli").info("compiling [x].cpp")
+    assert capsys.readouterr() == ("", "compiling [x].cpp\n")

@@ -75,7 +75,8 @@ def calls(tmp_path):
 
 
 def kept(tmp_path):
-    return sorted((tmp_path / "cache" / "kashin-quant").iterdir())
+    """The files of the cache, but for locks."""
+    return sorted(path for path in (tmp_path / "cache" / "kashin-quant").iterdir() if path.suffix != ".lock")
 
 
 def test_the_machines_compiler_compiles_into_the_cache_once(tmp_path, outcome):
@@ -153,12 +154,47 @@ def test_a_file_that_is_not_whole_is_compiled_anew(tmp_path, outcome, size):
 
 
 def test_two_processes_at_once(tmp_path, start, fake):
-    """Both compile, while neither is done, and both get a whole library; one file is left."""
+    """One compiles while the others wait, and all get a whole library."""
     slow = script(tmp_path / "slow", f'sleep 0.3\nexec {fake} "$@"')
     processes = [start(CXX=str(slow)) for _ in range(3)]
     assert [process.communicate()[0].strip() for process in processes] == ["compiled"] * 3
     assert all(process.returncode == 0 for process in processes)
     assert len(kept(tmp_path)) == 1
+    assert calls(tmp_path) == 2  # `slow`, which calls `fake`
+
+
+def test_two_processes_where_files_cannot_be_locked(tmp_path, start, fake):
+    """Both compile then, while neither is done; one file is left."""
+    slow = script(tmp_path / "slow", f'sleep 0.5\nexec {fake} "$@"')
+    unlocked = "import filelock, kquant_cli.native\ndef refuse(*_, **__): raise NotImplementedError\n"
+    code = f"{unlocked}kquant_cli.native.FileLock = refuse\n{LOAD}"
+    processes = [start(code, CXX=str(slow)) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in processes] == ["compiled"] * 2
+    assert len(kept(tmp_path)) == 1
+
+
+def test_who_waits_too_long_compiles_for_itself(tmp_path, outcome):
+    locked = f"""
+import kquant_cli.native as native
+from filelock import FileLock
+real = native.FileLock
+native.PATIENCE = 0.1
+def taken(path, timeout):
+    if path.parent == native.cache_folder():
+        other = real(path, thread_local=False); other.acquire(); held.append(other)
+    return real(path, timeout=timeout)
+held = []
+native.FileLock = taken
+{LOAD}
+"""
+    assert outcome(locked) == ["compiled"]
+    assert kept(tmp_path) == []
+
+
+def test_compiling_is_logged_and_loading_is_not(tmp_path, outcome):
+    logged = f"import logging, sys; logging.basicConfig(level='INFO', stream=sys.stdout, format='%(message)s'); {LOAD}"
+    assert " ".join(outcome(logged)) == "compiling anneal.cpp for this processor, which is done once compiled"
+    assert outcome(logged) == ["compiled"]
 
 
 def test_a_cache_that_cannot_be_written_to(tmp_path, outcome):

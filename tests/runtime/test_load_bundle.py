@@ -55,6 +55,17 @@ def test_causal_models(arch: str, tmp_path: Path) -> None:
     assert torch.equal(logits(through_transformers), logits(model))
 
 
+@pytest.mark.parametrize(("dtype", "times"), [("float32", 1), ("bfloat16", 0)])
+def test_loops_are_compiled_as_it_loads(
+    demo_bundle: Path, dtype: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not while the first token is made; in bfloat16 they do not run."""
+    calls: list[int] = []
+    monkeypatch.setattr("kquant_cli.native.make_ready", lambda: calls.append(1))
+    load(demo_bundle, dtype=dtype)
+    assert len(calls) == times
+
+
 @pytest.mark.parametrize("arch", CLASSIFIERS)
 def test_classifiers(arch: str, tmp_path: Path) -> None:
     bundle = bundle_of(arch, tmp_path)
