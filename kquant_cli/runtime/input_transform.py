@@ -39,7 +39,7 @@ class InputTransform:
         b is None where the codebook has one column, and a itself where both bases are the same. `reader` is the layer
         that asks: one that asks again begins another pass.
         """
-        if self.readers == 1 or torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
+        if self.readers == 1 or (x.requires_grad and torch.is_grad_enabled()):
             return self._compute(x, channel_scale)
         kept = self._kept
         if kept is None or kept.input() is not x or kept.state != _state(x) or id(reader) in kept.read:
@@ -52,9 +52,7 @@ class InputTransform:
         return kept.value
 
     def _compute(self, x: Tensor, channel_scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        x = x.reshape(-1, x.shape[-1])
-        if x.device.type == "cpu":
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x.reshape(-1, x.shape[-1]).to(computed_dtype(x))
         inverse = None
         if channel_scale is not None:
             inverse = channel_scale.to(x.device, torch.promote_types(x.dtype, torch.float32)).reciprocal()
@@ -77,6 +75,11 @@ class _Kept:
     state: tuple[Any, ...]
     value: tuple[Tensor, Tensor | None]
     read: set[int] = field(default_factory=set)
+
+
+def computed_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a layer computes in: x's own, but at least float32 on a CPU."""
+    return torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
 
 
 def _state(x: Tensor) -> tuple[Any, ...]:

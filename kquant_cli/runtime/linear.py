@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from kquant_cli.encoded import EncodedMatrix, Layout
 from kquant_cli.runtime.basis_cache import BasisCache
 from kquant_cli.runtime.input_transform import InputTransform
-from kquant_cli.runtime.products import Packed, product
+from kquant_cli.runtime.operators import compiled_product, layout_key, unscaled
+from kquant_cli.runtime.products import Packed
 
 DTYPES = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # others as stored, by default float16
 
@@ -44,6 +45,7 @@ class KashinLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.layout = layout
+        self.layout_key = layout_key(layout)
         self.out_features, self.in_features = layout.shape
         for name, shape in layout.tensor_shapes().items():
             dtype = (dtypes or {}).get(name) or DTYPES.get(name, torch.float16)
@@ -71,26 +73,16 @@ class KashinLinear(nn.Module):
         On a CPU computed in float32 (float64 for float64); elsewhere sums are float32, and what goes from one step to
         the next has x's dtype.
         """
-        frame = self.layout.frame
-        a, b = self.input_transform(x, self._channel_scale(), self)
-        if (col_scale := self._own("weight_col_scale")) is not None:
-            a = a * col_scale.to(a.dtype)
-            b = None if b is None else b * col_scale.to(a.dtype)
-        scale = self._own("weight_scale")
+        scale, col_scale = self._own("weight_scale"), self._own("weight_col_scale")
         grouped = scale is not None and scale.shape[1] > 1
-        packed = Packed(
-            self.weight_codes,
-            self.weight_codebook,
-            self.in_features,
-            scale if grouped else None,
-            self.layout.group if grouped else 0,
-        )
-        split = b is not None and frame.left_u != frame.left_v
-        y, y_v = product(packed, a, b, split)
-        if frame.left_u is not None:
-            y = self.left_bases(frame.left_u).apply(y)
-        if y_v is not None:
-            y = y + (y_v if frame.left_v is None else self.left_bases(frame.left_v).apply(y_v))
+        matrix = (self.weight_codes, self.weight_codebook)
+        group_scale = scale if grouped else None
+        if torch.compiler.is_compiling():
+            y = compiled_product(x, *matrix, group_scale, col_scale, self._channel_scale(), self.layout_key)
+        else:
+            packed = Packed(*matrix, self.in_features, group_scale, self.layout.group if grouped else 0)
+            inputs = self.input_transform(x, self._channel_scale(), self)
+            y = unscaled(self.layout, inputs, packed, col_scale, self.left_bases)
         if scale is not None and not grouped:
             y = y * scale.T
         if self.bias is not None:

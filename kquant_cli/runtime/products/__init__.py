@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from kquant_cli.runtime.products import gpu, native, reference
-from kquant_cli.runtime.products.gradient import DifferentiableProduct
+from kquant_cli.runtime.products.gradient import DifferentiableProduct, transposed_product
 from kquant_cli.runtime.products.packed import Packed
 
-__all__ = ["BACKENDS", "Packed", "backend_for", "product"]
+__all__ = ["BACKENDS", "Packed", "backend_for", "product", "transposed_product"]
 
 BACKENDS: dict[str, ModuleType] = {"gpu": gpu, "native": native, "reference": reference}
 

@@ -25,11 +25,16 @@ class DifferentiableProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, first: Tensor, second: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of a and b, from those of the sums (of their sum, unless split)."""
-        grad_a = first.new_zeros(len(first), ctx.packed.columns)
-        grad_b = torch.zeros_like(grad_a) if ctx.packed.codebook.shape[1] == 2 else None
-        for rows, u, v in tiles(ctx.packed, first.dtype):
-            grad_a += first[:, rows] @ u
-            if grad_b is not None and v is not None:
-                of_v = second if ctx.split and second is not None else first
-                grad_b += of_v[:, rows] @ v
-        return grad_a, grad_b, None, None, None
+        of_v = second if ctx.split and second is not None else first
+        return *transposed_product(ctx.packed, first, of_v), None, None, None
+
+
+def transposed_product(packed: Packed, of_u: Tensor, of_v: Tensor) -> tuple[Tensor, Tensor | None]:
+    """of_u Cu[codes] and of_v Cv[codes], both (tokens, columns), of (tokens, rows); None where there is no v."""
+    a = of_u.new_zeros(len(of_u), packed.columns)
+    b = torch.zeros_like(a) if packed.codebook.shape[1] == 2 else None
+    for rows, u, v in tiles(packed, of_u.dtype):
+        a += of_u[:, rows] @ u
+        if b is not None and v is not None:
+            b += of_v[:, rows] @ v
+    return a, b

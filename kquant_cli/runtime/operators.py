@@ -1,0 +1,120 @@
+"""What a layer computes from its codes, and the same as operators that torch.compile and torch.export keep whole.
+
+    y = L_u (Cu[codes] S a) + L_v (Cv[codes] S b),    a = R_u^T (x / c),  b = R_v^T (x / c)        (encoded.py)
+
+Of `kquant::product` and `kquant::product_backward` a compiler sees shapes and dtypes alone. What runs is what runs
+without it: kernels, C++ and bases, which no compiler could trace. The scale of rows and the bias stay outside, where
+they can be fused with what follows.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kquant_cli.encoded import Layout
+from kquant_cli.runtime.basis_cache import BasisCache
+from kquant_cli.runtime.input_transform import InputTransform, computed_dtype
+from kquant_cli.runtime.products import Packed, product, transposed_product
+
+KEPT = 256  # layouts that are read and whose bases stay made; matrices of one size share one
+MATRIX = "Tensor codes, Tensor codebook, Tensor? group_scale, Tensor? col_scale, Tensor? channel_scale, str layout"
+
+
+def unscaled(
+    layout: Layout, inputs: tuple[Tensor, Tensor | None], packed: Packed, col_scale: Tensor | None, bases: BasisCache
+) -> Tensor:
+    """y (tokens, out_features) of a and b, before the scale of rows and the bias, in their dtype."""
+    a, b = inputs
+    frame = layout.frame
+    if col_scale is not None:
+        a = a * col_scale.to(a.dtype)
+        b = None if b is None else b * col_scale.to(a.dtype)
+    split = b is not None and frame.left_u != frame.left_v
+    y, y_v = product(packed, a, b, split)
+    if frame.left_u is not None:
+        y = bases(frame.left_u).apply(y)
+    if y_v is not None:
+        y = y + (y_v if frame.left_v is None else bases(frame.left_v).apply(y_v))
+    return y
+
+
+def layout_key(layout: Layout) -> str:
+    """What the operators must know of a layout, as a text that a graph can hold."""
+    return json.dumps(replace(layout, scale=None, channel_scale=False, channel_scale_from=None).to_dict())
+
+
+@lru_cache(KEPT)
+def _known(key: str) -> tuple[Layout, InputTransform, BasisCache]:
+    """The layout, and its bases as long as they are in use."""
+    layout = Layout.from_dict(json.loads(key))
+    return layout, InputTransform(layout.frame.right_u, layout.frame.right_v, layout.columns), BasisCache()
+
+
+@torch.library.custom_op("kquant::product", mutates_args=(), schema=f"(Tensor x, {MATRIX}) -> Tensor")
+def compiled_product(
+    x: Tensor,
+    codes: Tensor,
+    codebook: Tensor,
+    group_scale: Tensor | None,
+    col_scale: Tensor | None,
+    channel_scale: Tensor | None,
+    key: str,
+) -> Tensor:
+    """y (..., out_features) of x (..., in_features) by `unscaled`; `key` is that of `layout_key`."""
+    layout, transform, bases = _known(key)
+    packed = Packed(codes, codebook, layout.shape[1], group_scale, layout.group)
+    y = unscaled(layout, transform(x, channel_scale, None), packed, col_scale, bases)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+@compiled_product.register_fake
+def _(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], codes.shape[0], dtype=computed_dtype(x))
+
+
+@torch.library.custom_op("kquant::product_backward", mutates_args=(), schema=f"(Tensor g, {MATRIX}) -> Tensor")
+def _product_backward(
+    g: Tensor,
+    codes: Tensor,
+    codebook: Tensor,
+    group_scale: Tensor | None,
+    col_scale: Tensor | None,
+    channel_scale: Tensor | None,
+    key: str,
+) -> Tensor:
+    """The gradient with respect to x, from g (..., out_features) with respect to y: every step transposed."""
+    layout, _, bases = _known(key)
+    frame, packed = layout.frame, Packed(codes, codebook, layout.shape[1], group_scale, layout.group)
+    y = g.reshape(-1, g.shape[-1])
+    of_u, of_v = (y if left is None else bases(left).adjoint(y) for left in (frame.left_u, frame.left_v))
+    x = torch.zeros_like(y[:, :1])
+    for part, right in zip(transposed_product(packed, of_u, of_v), (frame.right_u, frame.right_v), strict=True):
+        if part is not None:
+            part = part if col_scale is None else part * col_scale.to(part.dtype)  # noqa: PLW2901
+            x = x + (part if right is None else bases(right).apply(part))
+    x = x if channel_scale is None else (x / channel_scale).to(x.dtype)
+    return x.view(*g.shape[:-1], layout.shape[1])
+
+
+@_product_backward.register_fake
+def _(g: Tensor, *matrix: Any) -> Tensor:
+    return g.new_empty(*g.shape[:-1], _known(matrix[-1])[0].shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *matrix = inputs
+    ctx.save_for_backward(*matrix[:-1])
+    ctx.key, ctx.dtype = matrix[-1], x.dtype
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    return _product_backward(g, *ctx.saved_tensors, ctx.key).to(ctx.dtype), *[None] * 6
+
+
+compiled_product.register_autograd(_backward, setup_context=_setup_context)
