@@ -9,6 +9,7 @@ Each fault is a text that stands once in its file, what takes its place, and the
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -145,7 +146,12 @@ MUTATIONS = [
 
 def main() -> None:
     """Run the mutations that the command line names, or all."""
-    chosen = [m for m in MUTATIONS if not sys.argv[1:] or any(part in m.file for part in sys.argv[1:])]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="letters of a path; default: all")
+    parts = parser.parse_args().parts
+    chosen = [m for m in MUTATIONS if not parts or any(part in m.file for part in parts)]
+    if not chosen:
+        refuse(f"no mutation is in a file with {' or '.join(parts)}")
     for mutation in chosen:
         if (count := source(CHECKOUT, mutation).read_text(encoding="utf-8").count(mutation.old)) != 1:
             refuse(f"kquant_cli/{mutation.file} has {mutation.old!r} {count} times, expected once: change MUTATIONS")
