@@ -19,7 +19,7 @@ STATE = "state.json"
 
 
 def check_place(out: Path, source: Path) -> None:
-    """Raise KQuantError when `out` is the current folder, a file, or overlaps with the folder `source`."""
+    """Raise KQuantError when `out` is the current folder, a file, below a file, or overlaps with `source`."""
     try:
         place, origin = out.resolve(), source.resolve()
         if place == Path.cwd().resolve():
@@ -28,6 +28,8 @@ def check_place(out: Path, source: Path) -> None:
             raise KQuantError(f"{out}: overlaps with {source}, which is read; choose another --output")
         if out.is_symlink() or (out.exists() and not out.is_dir()):
             raise KQuantError(f"{out}: exists and is not a folder; choose another --output")
+        if not next(parent for parent in place.parents if parent.exists()).is_dir():
+            raise KQuantError(f"{out}: would be below a file; choose another --output")
     except (OSError, RuntimeError) as error:  # a name too long, a loop of links
         raise KQuantError(f"{out}: is not a possible folder ({error}); choose another --output") from error
 

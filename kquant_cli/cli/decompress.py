@@ -27,7 +27,7 @@ def decompress(
 ) -> None:
     """Write a bundle as a dense Hugging Face checkpoint that loads without kquant.
 
-    Example: kquant decompress bundles/opt-1.3b-greedy-4bit -o dense/opt-1.3b --dtype float16
+    Example: kquant decompress bundles/opt-1.3b-annealed-4bit -o dense/opt-1.3b --dtype float16
     """
     import torch
 

@@ -28,12 +28,17 @@ def demo(
 
     Example: kquant demo --bits 3
     """
+    from kquant_cli.compress.pipeline import check_output
+    from kquant_cli.config import load_config
     from kquant_cli.demo import demo_classifier_path, demo_model_path, demo_sentences_path
 
+    load_config(None, {"bits": bits})
     bundle = output or Path("bundles") / f"demo-{bits}bit"
     overwrite = output is None
     classifier, sentences = _shown(demo_classifier_path()), _shown(demo_sentences_path())
     small = bundle.with_name(f"{bundle.name}-sst2")
+    for out, source in ((small, demo_classifier_path()), (bundle, demo_model_path())):
+        check_output(out, source)
     _title(f"kquant compress {classifier} --bits {bits} -o {small}")
     compress(classifier, {"bits": bits}, output=small, device=device, overwrite=overwrite)
     _title(f"kquant eval {small} --task sst2 --data {sentences} --against {classifier}")

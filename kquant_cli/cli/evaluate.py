@@ -23,11 +23,11 @@ kquant eval --task wikitext2   (the newest bundle under bundles/)
 
 kquant eval facebook/opt-125m --task wikitext2 --data wiki.test.raw --json dense.json
 
-kquant eval bundles/opt-125m-greedy-4bit --task lambada,ptb --against facebook/opt-125m
+kquant eval bundles/opt-125m-annealed-4bit --task lambada,ptb --against facebook/opt-125m
 
-kquant eval bundles/opt-125m-greedy-4bit --task text --data book.txt --protocol stride --stride 256
+kquant eval bundles/opt-125m-annealed-4bit --task text --data book.txt --protocol stride --stride 256
 
-kquant eval bundles/opt-125m-greedy-4bit --task wikitext2,lm_eval:hellaswag,piqa   (wikitext2, and two of the harness)
+kquant eval bundles/opt-125m-annealed-4bit --task wikitext2,lm_eval:hellaswag,piqa   (wikitext2, and two of the harness)
 
 kquant eval my-classifiers --task glue --data glue_data   (sub-folders cola/, sst2/, ... in both)
 """
@@ -66,8 +66,8 @@ def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="gptq: windows without overlap, tail dropped; stride: overlapping, new tokens counted; paper: the "
-            "same as the paper's code does it. Default: gptq, and paper for lambada_text."
+            help="gptq: windows without overlap, tail dropped; stride: overlapping, new tokens counted; paper: "
+            "overlapping, counted as the paper's code counts. Default: gptq, and paper for lambada_text."
         ),
     ] = None,
     seqlen: Annotated[

@@ -60,6 +60,8 @@ def _write(
     from kquant_cli.runtime import load_model
 
     loaded = load_model(path, device=device, dtype=dtype)
+    if loaded.decoded:
+        log.print(f"{path} is decoded before it runs: {loaded.decoded}", highlight=False, markup=False)
     inputs, room = _inputs(loaded, text, chat)
     torch.manual_seed(seed)
     # One beam, whatever the model's own settings: several cannot be streamed.
@@ -82,7 +84,7 @@ def _text(prompt: str) -> str:
     from kquant_cli.errors import KQuantError
 
     try:
-        text = sys.stdin.read() if prompt == "-" else prompt
+        text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
         text.encode()  # Python takes bytes that it cannot decode for lone surrogates
     except UnicodeError as error:
         raise KQuantError("--prompt has bytes that are no text in UTF-8: give it in that encoding") from error

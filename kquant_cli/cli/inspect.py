@@ -19,7 +19,7 @@ def inspect(
 ) -> None:
     """Show each layer's error, convergence and bits, the totals, and the evaluations kept beside the bundle.
 
-    Example: kquant inspect bundles/opt-1.3b-greedy-4bit --json layers.json
+    Example: kquant inspect bundles/opt-1.3b-annealed-4bit --json layers.json
     """
     from kquant_cli.bundle import open_bundle
     from kquant_cli.report import evaluation_table, layer_table, summarise, totals_table

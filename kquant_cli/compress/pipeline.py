@@ -62,10 +62,9 @@ def compress(
     KQuantError
         `out` is something else that may not be replaced, a weight is not finite, or no space is left.
     """
-    check_place(out, plan.checkpoint.path)
+    check_output(out, plan.checkpoint.path)
     began = time.perf_counter()
     with writing(out, 2 * plan.estimated_bytes):
-        _check_owner(out)
         identity, versions = _identity(plan), _versions(device)
         if not overwrite and not is_free(out) and _is_same(out, identity["fingerprint"]):
             return False
@@ -121,9 +120,14 @@ def _cautions(plan: Plan, device: torch.device | str) -> list[str]:
     return [caution for caution in cautions if caution]
 
 
-def _check_owner(out: Path) -> None:
-    if not is_free(out) and not is_bundle(out):
-        raise KQuantError(f"{out}: exists and is not a kquant bundle, so it is not touched; choose another --output")
+def check_output(out: Path, source: Path) -> None:
+    """KQuantError where no bundle may be written to `out`: of what is there, only bundles are replaced."""
+    check_place(out, source)
+    with writing(out, 0):
+        if not is_free(out) and not is_bundle(out):
+            raise KQuantError(
+                f"{out}: exists and is not a kquant bundle, so it is not touched; choose another --output"
+            )
 
 
 def _is_same(out: Path, fingerprint: str) -> bool:

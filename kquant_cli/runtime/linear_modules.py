@@ -21,7 +21,11 @@ WEIGHT = ".weight"
 
 
 class CannotRunFromCodesError(KQuantError):
-    """The model has a parameter for the matrix, but not one that a layer of ours can take."""
+    """The model has a parameter for the matrix, but not one that a layer of ours can take: `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; decode it with `kquant decompress`")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def find_modules(model: Any, names: Iterable[str]) -> list[EncodedModule]:
         if not parameter.whole:
             raise CannotRunFromCodesError(
                 f"the encoded matrix {name!r} is one part of {parameter.name!r}, which transformers fuses from "
-                f"several: {type(model).__name__} cannot run from codes; decode it with `kquant decompress`"
+                f"several: {type(model).__name__} cannot run from codes"
             )
         modules.append(EncodedModule(name, parameter.name.removesuffix(WEIGHT)))
     return modules
@@ -60,8 +64,8 @@ def require_linear(model: nn.Module, found: EncodedModule, layout: Layout) -> nn
     module = model.get_submodule(found.module)
     if not isinstance(module, nn.Linear | Conv1D):
         raise CannotRunFromCodesError(
-            f"the encoded matrix {found.on_disk!r} is the weight of a {type(module).__name__}, and only linear layers "
-            f"run from codes; decode it with `kquant decompress`"
+            f"the encoded matrix {found.on_disk!r} is the weight of a module {type(module).__name__}, and only linear "
+            f"layers run from codes"
         )
     weight = module.weight
     shape = tuple(weight.shape[::-1]) if isinstance(module, Conv1D) else tuple(weight.shape)
@@ -82,5 +86,5 @@ def require_same_modules(model: Any, modules: Iterable[EncodedModule], layouts: 
             if parameter is None or parameter.name != f"{entry.module}.{suffix}":
                 raise CannotRunFromCodesError(
                     f"transformers takes the weight of {entry.on_disk!r} to {entry.module!r}, but not its {suffix}: "
-                    f"{type(model).__name__} cannot run from codes; decode it with `kquant decompress`"
+                    f"{type(model).__name__} cannot run from codes"
                 )

@@ -66,7 +66,7 @@ def _load_bundle(
     try:
         return LoadedModel(load_from_codes(path, auto_class, device_map, dtype), "bundle", path)
     except CannotRunFromCodesError as error:
-        why = str(error)
+        why = error.reason
     bundle = bundles.open_bundle(folder, verify=False)
     model, missing = or_sentence(lambda: load_decoded(bundle, auto_class, device_map, dtype), f"bundle {path}")
     require_complete(path, auto_class, model, missing)

@@ -89,10 +89,10 @@ class KashinQuantizer(HfQuantizer):
             make_ready()
         return model
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         from kquant_cli.runtime.replace_layers import make_dense
 
-        return make_dense(model, dtype)
+        return make_dense(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)  # a name once it was saved
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """`save_pretrained` writes the codes as they are."""

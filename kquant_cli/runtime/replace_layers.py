@@ -97,7 +97,7 @@ def _require_supported(name: str, layout: Layout) -> None:
     if layout.scale is not None and layout.scale[1] > 1 and (right or left):
         raise CannotRunFromCodesError(
             f"the encoded matrix {name!r} has scales of groups of columns in a frame of bases, which do not run from "
-            f"codes; decode it with `kquant decompress`"
+            f"codes"
         )
 
 

@@ -73,8 +73,8 @@ def measure(path: str, device: str, dtype: str, workload: Workload, revision: st
     limit = longest_input(loaded.model)
     if limit is not None and workload.prompt + workload.new > limit:
         raise KQuantError(
-            f"{path} has a maximum of {limit} tokens, fewer than {workload.prompt} + {workload.new}: "
-            "give a smaller --prompt-tokens or --new-tokens"
+            f"{path} has a maximum of {limit} tokens, fewer than {workload.prompt} of a prompt and {workload.new} new "
+            "ones: give a smaller --prompt-tokens or --new-tokens"
         )
     prefills, decodes = _run(loaded, workload)
     peak = torch.cuda.max_memory_allocated() if on_gpu else resident_set("peak")

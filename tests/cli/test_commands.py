@@ -388,6 +388,7 @@ def test_output_that_cannot_be(kquant, tiny_llama, tmp_path, monkeypatch):
     for out in (".", "file", "file/b", "loop", "x" * 300):
         result = kquant("compress", tiny_llama, "-o", out, *QUICK)
         assert result.code == 2, out
-        assert result.err.startswith("error: "), out
+        assert result.err.startswith(f"error: {out}"), out
+    assert "would be below a file" in kquant("compress", tiny_llama, "-o", "file/b").err  # before anything is measured
     assert kquant("compress", tiny_llama, "-o", "b", *QUICK, "--json", "").code == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "loop"]

@@ -31,6 +31,17 @@ def test_demo_is_the_tour_and_bundles_are_a_little_worse_than_the_models(kquant,
     assert again.err.count("nothing to do") == 2
 
 
+def test_what_cannot_be_is_refused_before_any_work(kquant, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine").write_text("x")
+    result = kquant("demo", "-o", tmp_path / "b")
+    assert (result.code, result.out) == (2, "")
+    assert "exists and is not a kquant bundle" in result.err
+    result = kquant("demo", "--bits", 9, "-o", tmp_path / "c")
+    assert (result.code, result.out) == (2, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 def test_embedded_model_and_text():
     folder = demo_model_path()
     tensors = load_file(folder / "model.safetensors")

@@ -41,6 +41,15 @@ def test_the_likeliest_tokens_are_those_of_the_twin(demo_bundle: Path, kquant: A
     assert outcome.out.strip() == tokenizer.decode(made[0], skip_special_tokens=True).strip()
 
 
+def test_a_bundle_that_is_decoded_first_says_so(kquant: Any, tmp_path: Path, opt: Path) -> None:
+    quick = ("--effort", "fast", "--stats", "none", "--include", "model.decoder.embed_tokens.weight")
+    assert kquant("compress", opt, "-o", tmp_path / "b", *quick).code == 0
+    outcome = kquant("generate", tmp_path / "b", "--prompt", PROMPT, "--max-new-tokens", 2)
+    assert outcome.code == 0
+    assert "is decoded before it runs" in outcome.err
+    assert "decompress" not in outcome.err
+
+
 def test_draws_depend_on_the_seed_alone(demo_bundle: Path, kquant: Any) -> None:
     def drawn(seed: int, temperature: float = 1.5) -> str:
         flags = ["--max-new-tokens", 12, "--seed", seed, "--temperature", temperature]
@@ -52,7 +61,7 @@ def test_draws_depend_on_the_seed_alone(demo_bundle: Path, kquant: Any) -> None:
 
 
 def test_a_prompt_from_standard_input(demo_bundle: Path, kquant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{PROMPT}\n"))  # as `echo` ends it
     typed = kquant("generate", demo_bundle, "-p", PROMPT, "--max-new-tokens", 4)
     assert kquant("generate", demo_bundle, "-p", "-", "--max-new-tokens", 4).out == typed.out
 

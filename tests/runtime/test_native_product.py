@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kquant_cli import native as compiling
+from kquant_cli.errors import KQuantError
 from kquant_cli.packing import pack, row_bytes, word
 from kquant_cli.runtime.products import Packed, backend_for, native, product, reference
 
@@ -126,6 +127,9 @@ def test_which_backend_is_taken(monkeypatch):
     assert backend_for(packed, a.double(), False) == "reference"
     monkeypatch.setenv("KQUANT_BACKEND", "reference")
     assert backend_for(packed, a, False) == "reference"
+    monkeypatch.setenv("KQUANT_BACKEND", "refrence")
+    with pytest.raises(KQuantError, match="KQUANT_BACKEND is 'refrence', expected reference"):
+        backend_for(packed, a, False)
     monkeypatch.delenv("KQUANT_BACKEND")
     compiled = product(packed, a, b, False)[0]
     monkeypatch.setattr(native, "library", lambda name: None)

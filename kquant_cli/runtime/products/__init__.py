@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from kquant_cli.errors import KQuantError
 from kquant_cli.runtime.products import gpu, native, reference
 from kquant_cli.runtime.products.gradient import DifferentiableProduct, transposed_product
 from kquant_cli.runtime.products.packed import Packed
@@ -35,6 +36,10 @@ def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[T
 
 def backend_for(packed: Packed, a: Tensor, split: bool) -> str:
     """The name of the backend that computes this product; KQUANT_BACKEND=reference asks for the plain one."""
-    if os.environ.get("KQUANT_BACKEND") == "reference":
-        return "reference"
+    if asked := os.environ.get("KQUANT_BACKEND"):
+        if asked != "reference":
+            raise KQuantError(
+                f"KQUANT_BACKEND is {asked!r}, expected reference; leave it out for the fastest that runs"
+            )
+        return asked
     return next(name for name, backend in BACKENDS.items() if backend.supports(packed, a, split))
