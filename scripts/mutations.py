@@ -97,10 +97,16 @@ MUTATIONS = [
         "runtime/test_linear.py runtime/test_native_product.py",
     ),
     Mutation(
-        "runtime/linear.py",
+        "runtime/operators.py",
         "b = None if b is None else b * col_scale.to(a.dtype)",
         "b = None if b is None else b",
         "runtime/test_linear.py",
+    ),
+    Mutation(
+        "runtime/operators.py",
+        "part if col_scale is None else part * col_scale",
+        "part if True else part * col_scale",
+        "runtime/test_operators.py",
     ),
     Mutation(
         "runtime/products/native.py",
