@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.json_object import write_json
 
 console = Console()
 log = Console(stderr=True)
@@ -31,6 +30,8 @@ def show_log() -> None:
 
 def write_results(path: Path, values: object) -> None:
     """Write JSON for `--json FILE`; KQuantError when the file cannot be written."""
+    from kquant_cli.files.json_object import write_json
+
     try:
         write_json(path, values, ascii_only=False)
     except OSError as error:
