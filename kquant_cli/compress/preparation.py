@@ -1,9 +1,9 @@
 """What a run finds out of the model before it encodes: channel scales, and levels where the bits are an average.
 
 For both the model runs on random tokens or on a text (calibration/): once for the scales, a few times for the
-sensitivities that the levels follow from. What is
-measured is kept in small files beside the bundle (`<name>.stats.safetensors`, `<name>.sensitivity.json`), so that a
-run that goes on, or another at other bits, need not measure it again.
+sensitivities that the levels follow from. What is measured is kept in small files beside the bundle
+(`<name>.stats.safetensors`, `<name>.sensitivity.json`), so that a run that goes on, or another at other bits to the
+same name, need not measure it again.
 """
 
 from __future__ import annotations

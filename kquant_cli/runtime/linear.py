@@ -1,6 +1,6 @@
 """A linear layer that computes from the codes: y = x W^T + bias, and W is never held.
 
-    y = scale (L_u (Cu[codes] S a) + L_v (Cv[codes] S b)) + bias,    a = R_u^T (x / c),  b = R_v^T (x / c)
+    y = scale (L_u (Cu[codes] S a) + L_v (Cv[codes] S b)) + bias,    a = R_u^T (x / d),  b = R_v^T (x / d)
 
 the formula of encoded.py with the products taken from the right: the activations go through the right bases
 (input_transform.py), through the packed codes (products/), and what comes out through the left ones.

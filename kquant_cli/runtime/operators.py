@@ -1,6 +1,6 @@
 """What a layer computes from its codes, and the same as operators that torch.compile and torch.export keep whole.
 
-    y = L_u (Cu[codes] S a) + L_v (Cv[codes] S b),    a = R_u^T (x / c),  b = R_v^T (x / c)        (encoded.py)
+    y = L_u (Cu[codes] S a) + L_v (Cv[codes] S b),    a = R_u^T (x / d),  b = R_v^T (x / d)        (encoded.py)
 
 Of `kquant::product` and `kquant::product_backward` a compiler sees shapes and dtypes alone. What runs is what runs
 without it: kernels, C++ and bases, which no compiler could trace. The scale of rows and the bias stay outside, where
@@ -51,7 +51,7 @@ def layout_key(layout: Layout) -> str:
 
 @lru_cache(KEPT)
 def _known(key: str) -> tuple[Layout, InputTransform, BasisCache]:
-    """The layout, and its bases as long as they are in use."""
+    """The layout, and its bases, which stay for later calls: a graph has no layer that could keep them."""
     layout = Layout.from_dict(json.loads(key))
     return layout, InputTransform(layout.frame.right_u, layout.frame.right_v, layout.columns), BasisCache()
 

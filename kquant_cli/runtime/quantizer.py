@@ -85,7 +85,7 @@ class KashinQuantizer(HfQuantizer):
             on_cpu |= device.type == "cpu"
             if device.type != "meta":  # on disk: accelerate brings it to the input's device at every call
                 layer.channel_scale = [scale.to(device) for scale in layer.channel_scale]
-        if on_cpu and model.dtype == torch.float32:
+        if on_cpu and model.dtype != torch.float64:  # 16-bit models compute in float32 on a CPU
             make_ready()
         return model
 
