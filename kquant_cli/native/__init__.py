@@ -9,7 +9,7 @@ temporary folder, for this process alone. That loops are compiled is said to the
     KQUANT_NATIVE=0   do without
     CXX               the compiler, instead of c++, g++ or clang++
 
-Each source is a library of its own: what is not used is not compiled.
+Each .cpp is a library of its own, what is not used is not compiled; headers (*.h) are what several share.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def library(name: str) -> ctypes.CDLL | None:
 
 def make_ready() -> None:
     """Have all that runs a model from its codes on a CPU compiled, and not while its first token is timed."""
-    for name in ("product", "transform"):
+    for name in ("product", "layer"):
         library(name)
 
 
@@ -72,7 +72,8 @@ def _load(compiler: str, source: Path, folder: Path) -> ctypes.CDLL:
 
     Raises OSError where files cannot be read, written or loaded, CalledProcessError where the compiler fails.
     """
-    text = "\n".join([source.read_text(encoding="utf-8"), compiler, *OPTIONS, *TUNED, _processor()])
+    sources = [file.read_text(encoding="utf-8") for file in (source, *sorted(SOURCES.glob("*.h")))]
+    text = "\n".join([*sources, compiler, *OPTIONS, *TUNED, _processor()])
     stem = f"kquant-{_digest(text.encode())}"
     built = _whole(folder, stem)
     if built is None:

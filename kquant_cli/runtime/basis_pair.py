@@ -2,22 +2,21 @@
 
     a = R_u^T (x / channel_scale),    b = R_v^T (x / channel_scale)
 
-The annealed encoder's bases share a transform (bases/coupled.py). For a few tokens on a CPU native/transform.cpp makes
+The annealed encoder's bases share a transform (bases/coupled.py). For a few tokens on a CPU native/transform.h makes
 both in one call, where torch's dozens of small operations would take longer than the product. All else goes through
 the bases.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from kquant_cli.bases import Basis, BasisSpec, CoupledBases, basis_for
-from kquant_cli.native import library
+from kquant_cli.runtime.layer_loops import loops
 
 FEW = 16  # tokens; torch's operations on more take their time for the numbers, not for themselves
 KEPT = 64  # pairs of bases whose tables stay in memory
@@ -57,19 +56,19 @@ def _is_native(pair: CoupledBases, x: Tensor, inverse: Tensor | None) -> bool:
         and x.numel() <= FEW * pair.size
         and (inverse is None or (inverse.dtype == torch.float32 and inverse.is_contiguous()))
         and not (x.requires_grad and torch.is_grad_enabled())
-        and _is_fast(pair)
-        and library("transform") is not None
+        and is_fast(pair)
+        and loops() is not None
     )
 
 
-def _is_fast(pair: CoupledBases) -> bool:
+def is_fast(pair: CoupledBases) -> bool:
     """Whether C is a matrix, and either small or combines rows of some length; measured."""
     tables = pair.loop_tables()
     return tables is not None and (tables.power >= LONG or tables.order <= SMALL)
 
 
 @lru_cache(maxsize=KEPT)
-def _second_by_order(pair: CoupledBases) -> Tensor:
+def second_by_order(pair: CoupledBases) -> Tensor:
     """The second signs as the loops read them: (m, 2^k)."""
     tables = pair.loop_tables()
     assert tables is not None
@@ -82,24 +81,13 @@ def _native_pair(pair: CoupledBases, x: Tensor, inverse: Tensor | None) -> tuple
     x = x.detach().contiguous()
     a, b = torch.empty_like(x), torch.empty_like(x)
     workspace = x.new_empty(2 * pair.size)  # torch aligns to 64 bytes; another thread may be at work with these tables
-    _loops()(
+    loops().kquant_transform_pair(
         x.data_ptr(),
         x.numel() // pair.size,
         *(tables.power, tables.order),
         None if inverse is None else inverse.data_ptr(),
-        *(tables.first.data_ptr(), _second_by_order(pair).data_ptr()),
+        *(tables.first.data_ptr(), second_by_order(pair).data_ptr()),
         *(tables.dense.data_ptr(), tables.dense_transposed.data_ptr()),
         *(workspace.data_ptr(), a.data_ptr(), b.data_ptr()),
     )
     return a, b
-
-
-@cache
-def _loops() -> ctypes._CFuncPtr:  # type: ignore[name-defined]
-    """The function, told its arguments' types."""
-    loops = library("transform")
-    assert loops is not None
-    pointer, number = ctypes.c_void_p, ctypes.c_long
-    loops.kquant_transform_pair.argtypes = [pointer, number, number, number, *[pointer] * 8]
-    loops.kquant_transform_pair.restype = None
-    return loops.kquant_transform_pair

@@ -3,14 +3,18 @@
     a = R_u^T (x / d),   b = R_v^T (x / d)        (d the channel scale, R_u and R_v the right bases; encoded.py)
 
 Layers that read the same input (q, k and v; gate and up) have the same of all these, and compute them once: the first
-that is called keeps a and b until the last has read them, or the input is gone. Where gradients are wanted each layer
-computes its own: a shared part of the graph would be gone after one layer's `backward`. A tensor of inference mode does
-not tell that it was written to, so there an input must not change between the first layer and the last.
+that is called keeps them until the last has read them, or the input is gone. On a CPU a few tokens go through all of
+the layers in one call (cpu_layer.py), whose outputs are kept in the same way; where it turns out that not all read one
+input (q of a cross-attention does not read what k and v do), each computes its own from then on. Where gradients are
+wanted each layer computes its own, too: a shared part of the graph would be gone after one layer's `backward`. A tensor
+of inference mode does not tell that it was written to, so there an input must not change between the first layer and
+the last.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +22,11 @@ import torch
 from torch import Tensor
 
 from kquant_cli.bases import BasisSpec
+from kquant_cli.runtime import cpu_layer
 from kquant_cli.runtime.basis_cache import BasisCache
 from kquant_cli.runtime.basis_pair import adjoint_pair
+from kquant_cli.runtime.cpu_layer import InOneCall
+from kquant_cli.runtime.products.lookup import FEW
 
 
 @dataclass
@@ -31,7 +38,12 @@ class InputTransform:
     columns: int  # of the codebook: with one there is no b
     readers: int = 1
     bases: BasisCache = field(default_factory=BasisCache, init=False, repr=False, compare=False)
+    layers: list[InOneCall] = field(default_factory=list, init=False, repr=False, compare=False)  # those that read
+    together: bool = field(default=True, init=False, repr=False, compare=False)  # until it turns out otherwise
     _kept: _Kept | None = field(default=None, init=False, repr=False, compare=False)
+    _calls: dict[tuple[int, ...], cpu_layer.CpuLayer] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __call__(self, x: Tensor, channel_scale: Tensor | None, reader: object) -> tuple[Tensor, Tensor | None]:
         """a and b (tokens, in_features) of x (..., in_features), in x's dtype, but at least float32 on a CPU.
@@ -39,12 +51,40 @@ class InputTransform:
         b is None where the codebook has one column, and a itself where both bases are the same. `reader` is the layer
         that asks: one that asks again begins another pass.
         """
+        both: tuple[Tensor, Tensor | None] = self._shared("both", x, reader, lambda: self._compute(x, channel_scale))
+        return both
+
+    def whole(self, x: Tensor, reader: InOneCall) -> Tensor:
+        """y (tokens, out_features) of the layer `reader`, which is `ready`, in x's dtype; cpu_layer.takes(x)."""
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        if len(rows) > FEW:
+            call = self._call_of([reader])
+            a = self._shared("first", x, reader, lambda: call.coordinates(rows))
+            return call.many(a, x.dtype)
+        if self._kept is not None and self._kept.input() is not x:
+            self._drop()
+        if self.readers == 1 or not self.together or not all(layer.ready for layer in self.layers):
+            return self._call_of([reader]).few(rows)[0]
+        outputs = self._shared("outputs", x, reader, lambda: self._call_of(self.layers).few(rows))
+        found: Tensor = outputs[self.layers.index(reader)]
+        return found
+
+    def _call_of(self, layers: list[InOneCall]) -> cpu_layer.CpuLayer:
+        key = tuple(map(id, layers))
+        call = self._calls.get(key)
+        if call is None or not call.is_current():
+            call = self._calls[key] = cpu_layer.CpuLayer(layers)
+        return call
+
+    def _shared(self, what: str, x: Tensor, reader: object, compute: Callable[[], Any]) -> Any:
+        """What the first reader computes and the others get."""
         if self.readers == 1 or (x.requires_grad and torch.is_grad_enabled()):
-            return self._compute(x, channel_scale)
-        kept = self._kept
-        if kept is None or kept.input() is not x or kept.state != _state(x) or id(reader) in kept.read:
-            # The callback frees a and b when the input is freed, should a reader never come (a skipped layer).
-            kept = _Kept(weakref.ref(x, self._forget), _state(x), self._compute(x, channel_scale))
+            return compute()
+        kept, state = self._kept, (what, *_state(x))
+        if kept is None or kept.input() is not x or kept.state != state or id(reader) in kept.read:
+            self._drop()
+            # The callback frees what is kept when the input is freed, should a reader never come (a skipped layer).
+            kept = _Kept(weakref.ref(x, self._forget), state, compute())
             self._kept = kept
         kept.read.add(id(reader))
         if len(kept.read) == self.readers:
@@ -61,19 +101,29 @@ class InputTransform:
 
     def _forget(self, gone: weakref.ref[Tensor]) -> None:
         if self._kept is not None and self._kept.input is gone:
-            self._kept = None
+            self._drop()
+
+    def forget_calls(self) -> None:
+        """The layers' codes are elsewhere."""
+        self._calls.clear()
+
+    def _drop(self) -> None:
+        """Keep nothing; outputs that were computed for nobody say that these layers do not read one input."""
+        if self._kept is not None and self._kept.state[0] == "outputs":
+            self.together = False
+        self._kept = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}  # what is kept belongs to a call, and is not copied or pickled
+        return {**self.__dict__, "_kept": None, "_calls": {}}  # these belong to a process's memory
 
 
 @dataclass
 class _Kept:
-    """The coordinates of one input, and the ids of the layers that have read them."""
+    """What was computed of one input, and the ids of the layers that have read it."""
 
     input: weakref.ref[Tensor]
     state: tuple[Any, ...]
-    value: tuple[Tensor, Tensor | None]
+    value: Any
     read: set[int] = field(default_factory=set)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kquant_cli.encoded import EncodedMatrix, Layout
+from kquant_cli.runtime import blocks, cpu_layer
 from kquant_cli.runtime.basis_cache import BasisCache
 from kquant_cli.runtime.input_transform import InputTransform
 from kquant_cli.runtime.operators import compiled_product, layout_key, unscaled
@@ -52,6 +53,8 @@ class KashinLinear(nn.Module):
             empty = torch.empty(shape, dtype=dtype, device=device)
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
         self.register_parameter("bias", bias)
+        self.blocks: Tensor | None = None  # the codes, where `to_blocks` has laid them out
+        self.ready = False  # for one call that computes the layer (cpu_layer.py)
         self.input_transform = InputTransform(layout.frame.right_u, layout.frame.right_v, layout.columns)
         self.left_bases = BasisCache()
         self.channel_scale: list[Tensor] = []  # in a list, so that no module but its owner has it as a parameter
@@ -73,15 +76,19 @@ class KashinLinear(nn.Module):
         On a CPU computed in float32 (float64 for float64); elsewhere sums are float32, and what goes from one step to
         the next has x's dtype.
         """
+        if self.ready and not torch.compiler.is_compiling() and cpu_layer.takes(x, self.bias):
+            return self.input_transform.whole(x, self).view(*x.shape[:-1], self.out_features)
         scale, col_scale = self._own("weight_scale"), self._own("weight_col_scale")
         grouped = scale is not None and scale.shape[1] > 1
-        matrix = (self.weight_codes, self.weight_codebook)
         group_scale = scale if grouped else None
         if torch.compiler.is_compiling():
-            y = compiled_product(x, *matrix, group_scale, col_scale, self._channel_scale(), self.layout_key)
+            codes = self.weight_codes if self.blocks is None else self.blocks
+            matrix = (codes, self.weight_codebook, group_scale, col_scale, self.shared_channel_scale())
+            y = compiled_product(x, *matrix, self.layout_key)
         else:
-            packed = Packed(*matrix, self.in_features, group_scale, self.layout.group if grouped else 0)
-            inputs = self.input_transform(x, self._channel_scale(), self)
+            group = self.layout.group if grouped else 0
+            packed = Packed(self.weight_codes, self.weight_codebook, self.in_features, group_scale, group, self.blocks)
+            inputs = self.input_transform(x, self.shared_channel_scale(), self)
             y = unscaled(self.layout, inputs, packed, col_scale, self.left_bases)
         if scale is not None and not grouped:
             y = y * scale.T
@@ -92,9 +99,43 @@ class KashinLinear(nn.Module):
     def encoded(self) -> EncodedMatrix:
         """The matrix that the parameters hold."""
         tensors = {name: getattr(self, name).detach() for name in self.layout.tensor_shapes()}
-        if (shared := self._channel_scale()) is not None:
+        tensors["weight_codes"] = self.packed_codes()
+        if (shared := self.shared_channel_scale()) is not None:
             tensors["weight_channel_scale"] = shared.detach().to(self.weight_codes.device)
         return EncodedMatrix.from_tensors(self.layout, tensors)
+
+    def packed_codes(self) -> Tensor:
+        """The codes as a bundle stores them (packing.py), wherever they are."""
+        if self.blocks is None:
+            return self.weight_codes.detach()
+        return blocks.to_rows(self.blocks, self.out_features, self.in_features, self.layout.levels)
+
+    def block_bytes(self) -> int:
+        """What `to_blocks` needs; 0 where it does nothing."""
+        if self.blocks is not None or self.weight_codes.device.type != "cpu" or self.layout.group:
+            return 0
+        levels = self.layout.levels
+        return blocks.size(self.out_features, self.in_features, levels) if blocks.supports(levels) else 0
+
+    def to_blocks(self, out: Tensor | None = None) -> None:
+        """Lay the codes out as the CPU's fastest products read them (blocks.py), in `out` or in memory of their own.
+
+        `weight_codes` keeps its shape and is empty from then on; `state_dict`, `encoded` and moves to other devices
+        bring the codes back.
+        """
+        if self.block_bytes():
+            self.blocks = blocks.to_blocks(self.weight_codes.detach(), self.layout.levels, self.in_features, out)
+            self.weight_codes.data = torch.zeros(1, dtype=torch.uint8).expand(self.weight_codes.shape)
+            self.ready = cpu_layer.supports(self)
+            self.input_transform.forget_calls()
+
+    def to_rows(self) -> bool:
+        """Undo `to_blocks`; whether there was something to undo."""
+        if self.blocks is None:
+            return False
+        self.weight_codes.data, self.blocks, self.ready = self.packed_codes(), None, False
+        self.input_transform.forget_calls()
+        return True
 
     @property
     def weight(self) -> Tensor:
@@ -119,12 +160,14 @@ class KashinLinear(nn.Module):
     def _own(self, name: str) -> Tensor | None:
         return getattr(self, name) if name in self._parameters else None
 
-    def _channel_scale(self) -> Tensor | None:
+    def shared_channel_scale(self) -> Tensor | None:
+        """The channel scale, this layer's own or another's."""
         own = self._own("weight_channel_scale")
         return own if own is not None or not self.channel_scale else self.channel_scale[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move as every module does, the shared channel scale too, but keep the dtypes of what is encoded."""
+        laid_out = self.to_rows()
         names = self.layout.tensor_shapes()
         before = {name: getattr(self, name).detach() for name in names}
         super()._apply(fn, recurse)
@@ -135,4 +178,17 @@ class KashinLinear(nn.Module):
         device = self.weight_codes.device
         if device.type != "meta":  # there is no copy to come back from
             self.channel_scale = [scale.to(device) for scale in self.channel_scale]
+        if laid_out:
+            self.to_blocks()  # where the codes are still on a CPU
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.blocks is not None:
+            destination[prefix + "weight_codes"] = self.packed_codes()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        laid_out = self.to_rows()
+        super()._load_from_state_dict(*args, **kwargs)
+        if laid_out:
+            self.to_blocks()

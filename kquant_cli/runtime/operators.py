@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kquant_cli.encoded import Layout
+from kquant_cli.packing import row_bytes
 from kquant_cli.runtime.basis_cache import BasisCache
 from kquant_cli.runtime.input_transform import InputTransform, computed_dtype
 from kquant_cli.runtime.products import Packed, product, transposed_product
@@ -56,6 +57,15 @@ def _known(key: str) -> tuple[Layout, InputTransform, BasisCache]:
     return layout, InputTransform(layout.frame.right_u, layout.frame.right_v, layout.columns), BasisCache()
 
 
+def _packed(layout: Layout, codes: Tensor, codebook: Tensor, group_scale: Tensor | None) -> Packed:
+    """The matrix; codes of one dimension are blocks (blocks.py)."""
+    rows, columns = layout.shape
+    if codes.dim() == 2:
+        return Packed(codes, codebook, columns, group_scale, layout.group)
+    placeholder = codes.new_empty(1).expand(rows, row_bytes(columns, layout.levels))
+    return Packed(placeholder, codebook, columns, group_scale, layout.group, codes)
+
+
 @torch.library.custom_op("kquant::product", mutates_args=(), schema=f"(Tensor x, {MATRIX}) -> Tensor")
 def compiled_product(
     x: Tensor,
@@ -68,14 +78,14 @@ def compiled_product(
 ) -> Tensor:
     """y (..., out_features) of x (..., in_features) by `unscaled`; `key` is that of `layout_key`."""
     layout, transform, bases = _known(key)
-    packed = Packed(codes, codebook, layout.shape[1], group_scale, layout.group)
+    packed = _packed(layout, codes, codebook, group_scale)
     y = unscaled(layout, transform(x, channel_scale, None), packed, col_scale, bases)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 @compiled_product.register_fake
-def _(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(*x.shape[:-1], codes.shape[0], dtype=computed_dtype(x))
+def _(x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], _known(rest[-1])[0].shape[0], dtype=computed_dtype(x))
 
 
 @torch.library.custom_op("kquant::product_backward", mutates_args=(), schema=f"(Tensor g, {MATRIX}) -> Tensor")
@@ -90,7 +100,7 @@ def _product_backward(
 ) -> Tensor:
     """The gradient with respect to x, from g (..., out_features) with respect to y: every step transposed."""
     layout, _, bases = _known(key)
-    frame, packed = layout.frame, Packed(codes, codebook, layout.shape[1], group_scale, layout.group)
+    frame, packed = layout.frame, _packed(layout, codes, codebook, group_scale)
     y = g.reshape(-1, g.shape[-1])
     of_u, of_v = (y if left is None else bases(left).adjoint(y) for left in (frame.left_u, frame.left_v))
     x = torch.zeros_like(y[:, :1])

@@ -75,18 +75,20 @@ class KashinQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         from kquant_cli.native import make_ready
-        from kquant_cli.runtime.replace_layers import kashin_layers
+        from kquant_cli.runtime.replace_layers import kashin_layers, lay_out
 
-        on_cpu = False
+        devices = set()
         for _, layer in kashin_layers(model):
             for name in layer.layout.tensor_shapes():
                 getattr(layer, name).requires_grad_(False)  # transformers sets it for every floating-point tensor
             device = layer.weight_codes.device
-            on_cpu |= device.type == "cpu"
+            devices.add(device.type)
             if device.type != "meta":  # on disk: accelerate brings it to the input's device at every call
                 layer.channel_scale = [scale.to(device) for scale in layer.channel_scale]
-        if on_cpu and model.dtype != torch.float64:  # 16-bit models compute in float32 on a CPU
+        if "cpu" in devices and model.dtype != torch.float64:  # 16-bit models compute in float32 on a CPU
             make_ready()
+        if devices == {"cpu"}:  # and none that accelerate takes elsewhere at every call
+            lay_out(model)
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:

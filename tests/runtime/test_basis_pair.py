@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kquant_cli.bases import BasisSpec, CoupledBases, basis_for
-from kquant_cli.native import library
 from kquant_cli.runtime import basis_pair
 from kquant_cli.runtime.basis_pair import adjoint_pair
+from kquant_cli.runtime.layer_loops import loops
 
 SIZES = [1, 2, 3, 8, 12, 40, 48, 63, 96, 100, 160, 224, 576, 768, 1536, 2048, 4096, 11008]
 
@@ -25,7 +25,7 @@ def agrees(u, v, x, scale=None):
         assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
-@pytest.mark.skipif(library("transform") is None, reason="needs a compiler")
+@pytest.mark.skipif(loops() is None, reason="needs a compiler")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("tokens", [1, 3, 16])
 def test_the_compiled_pair(size, tokens):
@@ -67,7 +67,7 @@ def test_gradients_go_through_the_bases():
 
 
 def test_without_native_code(monkeypatch):
-    monkeypatch.setattr(basis_pair, "library", lambda name: None)
+    monkeypatch.setattr(basis_pair, "loops", lambda: None)
     x = torch.randn(2, 96)
     assert not basis_pair._is_native(CoupledBases(96, 3), x, None)
     agrees(*frame(96), x)

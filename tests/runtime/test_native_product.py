@@ -13,6 +13,7 @@ from kquant_cli import native as compiling
 from kquant_cli.errors import KQuantError
 from kquant_cli.packing import pack, row_bytes, word
 from kquant_cli.runtime.products import Packed, backend_for, native, product, reference
+from kquant_cli.runtime.torch_threads import parallel
 
 pytestmark = pytest.mark.skipif(compiling.library("product") is None, reason="needs a compiler")
 
@@ -161,7 +162,7 @@ def start(**changes):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_torch_and_the_loops_share_one_openmp():
     assert start() == ["native", str(2.0 * 2048 * 1024), "1"]
-    assert native._parallel() is not None
+    assert parallel() is not None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

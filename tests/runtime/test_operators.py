@@ -79,7 +79,7 @@ def test_a_compiled_model_in_one_graph(mode: Any, compiled: Any, tmp_path: Path)
     model = load(bundle_of("llama", tmp_path, stats="random"), dtype="float32")
     expected, once, tokens = logits(model), compiled(model), tiny_models.tokens()
     with mode():
-        torch.testing.assert_close(once(tokens).logits.detach(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(once(tokens).logits.detach(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_an_exported_layer() -> None:

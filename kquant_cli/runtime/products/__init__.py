@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.runtime.products import gpu, native, reference
+from kquant_cli.runtime.products import gpu, lookup, native, reference
 from kquant_cli.runtime.products.gradient import DifferentiableProduct, transposed_product
 from kquant_cli.runtime.products.packed import Packed
 
 __all__ = ["BACKENDS", "Packed", "backend_for", "product", "transposed_product"]
 
-BACKENDS: dict[str, ModuleType] = {"gpu": gpu, "native": native, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"gpu": gpu, "lookup": lookup, "native": native, "reference": reference}
 
 
 def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[Tensor, Tensor | None]:

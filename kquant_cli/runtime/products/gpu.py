@@ -50,7 +50,7 @@ class Launch:
 
 def supports(packed: Packed, a: Tensor, split: bool) -> bool:
     """16- and 32-bit floats on a CUDA device with Triton, or interpreted."""
-    if a.dtype not in DTYPES or not a.numel() or not packed.rows:
+    if a.dtype not in DTYPES or not a.numel() or not packed.rows or packed.blocks is not None:
         return False
     return (a.is_cuda or (a.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")) and _has_gather()
 

@@ -2,17 +2,12 @@
 
 A few tokens are multiplied in registers while the codes pass by once, so that what is read is the packed
 matrix. More are worth a tile of rows decoded to float32 and a matrix product of torch's. So are scales of groups.
-
-The loops share torch's threads: no second pool beside it competes for the cores. They are given the entry point
-`GOMP_parallel` of whatever OpenMP torch has loaded; where it has none (torch's on macOS) they run in one thread.
 """
 
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,17 +16,18 @@ from torch import Tensor
 from kquant_cli.native import library
 from kquant_cli.packing import word
 from kquant_cli.runtime.products.packed import Packed
+from kquant_cli.runtime.torch_threads import parallel, threads_for
 
 FEW, MANY = 32, 64  # tokens up to which decoding tiles is no faster, in general and where a look-up is a permutation
 TILE = 2**18  # weights decoded at a time: u and v are 2 MiB
 PERMUTED = (2, 4, 8, 16, 32)
-ALONE = 2**18  # weights times tokens below which one thread takes less time than it takes to start others
 
 
 def supports(packed: Packed, a: Tensor, split: bool) -> bool:
     """float32 on a CPU with a compiler."""
     return (
-        a.device.type == "cpu"
+        packed.blocks is None
+        and a.device.type == "cpu"
         and a.dtype == torch.float32
         and packed.codes.device.type == "cpu"
         and packed.codes.is_contiguous()
@@ -89,7 +85,6 @@ def _call(name: str, packed: Packed, codes: Tensor, arguments: tuple[int | None,
     book = packed.codebook
     if book.dtype != torch.float32 or not book.is_contiguous():
         book = book.float().contiguous()
-    threads = torch.get_num_threads() if work > ALONE else 1
     digits, size = word(packed.levels)
     failed = _functions()[name](
         codes.data_ptr(),
@@ -101,8 +96,8 @@ def _call(name: str, packed: Packed, codes: Tensor, arguments: tuple[int | None,
         book.data_ptr(),
         book.shape[1],
         *arguments,
-        threads,
-        _parallel(),
+        threads_for(work),
+        parallel(),
     )
     if failed:
         raise MemoryError("no memory for the activations of a product")
@@ -118,15 +113,3 @@ def _functions() -> dict[str, ctypes._CFuncPtr]:  # type: ignore[name-defined]
     loops.kquant_product.argtypes = [*matrix, pointer, pointer, number, pointer, pointer, whole, pointer]
     loops.kquant_decode.argtypes = [*matrix, pointer, number, number, pointer, whole, pointer]
     return {"kquant_product": loops.kquant_product, "kquant_decode": loops.kquant_decode}
-
-
-@cache
-def _parallel() -> int | None:
-    """The address of GOMP_parallel(function, data, threads, flags) in torch's library or in what that has loaded.
-
-    GCC's OpenMP has it, whatever name a wheel gives the file, and so have LLVM's and Intel's; None: torch has another.
-    """
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
-        with suppress(OSError, AttributeError):
-            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
-    return None

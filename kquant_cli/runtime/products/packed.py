@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kquant_cli.packing import unpack
+from kquant_cli.runtime.blocks import codes_of
+
 
 @dataclass(frozen=True)
 class Packed:
     """A matrix (rows, columns): codes (rows, row_bytes), uint8; codebook (levels, 1 or 2), float32; perhaps scales.
 
-    `group_scale` (rows, groups), any float dtype, holds for `group` columns each; None: no scale within a row.
+    `group_scale` (rows, groups), any float dtype, holds for `group` columns each; None: no scale within a row. Where
+    there are `blocks` (blocks.py), the codes are in them, and of `codes` only the shape counts.
     """
 
     codes: Tensor
@@ -25,6 +29,13 @@ class Packed:
     columns: int
     group_scale: Tensor | None = None
     group: int = 0
+    blocks: Tensor | None = None
+
+    def unpacked(self, begin: int, end: int) -> Tensor:
+        """The codes (end - begin, columns), uint8, of rows begin to end."""
+        if self.blocks is not None:
+            return codes_of(self.blocks, self.rows, self.columns, self.levels, begin, end)
+        return unpack(self.codes[begin:end], self.levels, self.columns)
 
     @property
     def rows(self) -> int:

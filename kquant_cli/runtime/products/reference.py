@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kquant_cli.packing import unpack
 from kquant_cli.runtime.products.packed import Packed
 
 TILE = 2**20  # weights decoded at a time
@@ -39,7 +38,7 @@ def tiles(packed: Packed, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, T
     step = max(1, TILE // packed.columns)
     for begin in range(0, packed.rows, step):
         rows = slice(begin, begin + step)
-        codes = unpack(packed.codes[rows], packed.levels, packed.columns).int()
+        codes = packed.unpacked(begin, begin + step).int()
         columns = packed.codebook.to(dtype).unbind(1)
         u, *rest = (torch.embedding(column.unsqueeze(1), codes).squeeze(-1) for column in columns)
         if packed.group_scale is not None:

@@ -1,13 +1,17 @@
-// Activations in the coordinates of the annealed encoder's two bases (runtime/basis_pair.py; bases/hadamard_dct.py):
+// The transforms of the annealed encoder's two bases on a vector (bases/coupled.py; bases/hadamard_dct.py):
 //
 //     a = T^T (eps_1 * x),    b = T (eps_2 * a),    T = H (x) C of size 2^k m
 //
 // A vector of 2^k m numbers is held as m rows of 2^k, so that both factors meet neighbouring numbers: H runs along the
 // rows, and C combines whole rows. Vectors are those of GCC and Clang.
 
+#pragma once
+
 #include <cstring>
 
 namespace {
+
+namespace single {
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -16,12 +20,11 @@ constexpr int LANES = 8;
 #else
 constexpr int LANES = 4;
 #endif
-#define INLINE inline __attribute__((always_inline))
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int Integers __attribute__((vector_size(4 * LANES)));
 
 // One stage inside a vector: v[lane] + v[lane ^ STEP] below, v[lane ^ STEP] - v[lane] above.
-template <int STEP> INLINE Vector stage(Vector v) {
+template <int STEP> inline __attribute__((always_inline)) Vector stage(Vector v) {
     Integers partner;
     Vector sign, other;
     for (int lane = 0; lane < LANES; lane++) {
@@ -127,32 +130,34 @@ void gather(const float *x, const float *factor, const float *inverse, long powe
         }
 }
 
-}  // namespace
+}  // namespace single
 
-// x, a, b (tokens, power * order). first: eps_1 over sqrt(power); second: eps_2 over sqrt(power), as (order, power).
-// inverse: null, or what x is multiplied with before. dense, transposed (order, order): C and C^T. workspace: at least
-// 2 * power * order floats, aligned to 64 bytes.
-extern "C" void kquant_transform_pair(const float *x, long tokens, long power, long order, const float *inverse,
-                                      const float *first, const float *second, const float *dense,
-                                      const float *transposed, float *workspace, float *a, float *b) {
+// x, a, b (power * order,). first: eps_1 over sqrt(power); second: eps_2 over sqrt(power), as (order, power). inverse:
+// null, or what x is multiplied with before. dense, transposed (order, order): C and C^T; b null: it is not wanted.
+// workspace: 2 * power * order floats, aligned to 64 bytes.
+inline void transform_pair(const float *x, long power, long order, const float *inverse, const float *first,
+                           const float *second, const float *dense, const float *transposed, float *workspace, float *a,
+                           float *b) {
+    using namespace single;
     const long size = power * order;
-    for (; tokens; tokens--, x += size, a += size, b += size) {
-        float *now = workspace, *other = workspace + size;
-        gather(x, first, inverse, power, order, now);
-        for (long c = 0; c < order; c++) sylvester(now + c * power, power);
-        if (order > 1) {
-            combine(transposed, order, now, other, power);
-            float *const swap = now;
-            now = other;
-            other = swap;
-        }
-        scatter(now, power, order, a);
-        for (long i = 0; i < size; i++) now[i] *= second[i];
-        if (order > 1) {
-            combine(dense, order, now, other, power);
-            now = other;
-        }
-        for (long c = 0; c < order; c++) sylvester(now + c * power, power);
-        scatter(now, power, order, b);
+    float *now = workspace, *other = workspace + size;
+    gather(x, first, inverse, power, order, now);
+    for (long c = 0; c < order; c++) sylvester(now + c * power, power);
+    if (order > 1) {
+        combine(transposed, order, now, other, power);
+        float *const swap = now;
+        now = other;
+        other = swap;
     }
+    scatter(now, power, order, a);
+    if (!b) return;
+    for (long i = 0; i < size; i++) now[i] *= second[i];
+    if (order > 1) {
+        combine(dense, order, now, other, power);
+        now = other;
+    }
+    for (long c = 0; c < order; c++) sylvester(now + c * power, power);
+    scatter(now, power, order, b);
 }
+
+}  // namespace

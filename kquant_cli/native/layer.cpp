@@ -1,0 +1,90 @@
+// What runtime/layer_loops.py declares: the headers say what is computed, and how.
+
+#include "layer.h"
+#include "dense.h"
+
+extern "C" {
+
+// Both transforms of x (tokens, power * order), float32, into a and b; transform.h has the arguments.
+void kquant_transform_pair(const float *x, long tokens, long power, long order, const float *inverse, const float *first,
+                           const float *second, const float *dense, const float *transposed, float *workspace, float *a,
+                           float *b) {
+    for (long token = 0, at = 0; token < tokens; token++, at += power * order)
+        transform_pair(x + at, power, order, inverse, first, second, dense, transposed, workspace, a + at, b + at);
+}
+
+long kquant_blocks_size(long rows, long columns, int levels) {
+    const Blocks blocks(rows, columns, levels);
+    return blocks.count * blocks.bytes;
+}
+
+// The blocks, which are zeros, of codes packed as packing.py says: `digits` codes in words of `size` bytes.
+int kquant_to_blocks(const uint8_t *packed, long rows, long columns, int levels, int digits, int size, uint8_t *out,
+                     int threads, Parallel *parallel) {
+    const Blocks blocks(rows, columns, levels);
+    const long words = (columns + digits - 1) / digits;
+    struct {
+        Tasks tasks;
+        const Blocks &blocks;
+        const uint8_t *packed;
+        long words;
+        int levels, digits, size;
+        uint8_t *out;
+
+        void operator()() {
+            tasks.run(blocks.count, [&](long block) {
+                const long begin = block * BLOCK_ROWS, end = std::min(blocks.rows, begin + BLOCK_ROWS);
+                for (long row = begin; row < end; row++)
+                    for (long t = 0; t < words; t++) {
+                        uint64_t word = 0;
+                        for (int d = 0; d < size; d++) word |= (uint64_t)packed[(row * size + d) * words + t] << 8 * d;
+                        for (int digit = 0; digit < digits; digit++) {
+                            const long column = digit * words + t;
+                            if (column >= blocks.columns) break;
+                            const unsigned code = word % levels;
+                            word /= levels;
+                            put_code(blocks, out + block * blocks.bytes, column / blocks.per, row - begin,
+                                     code << blocks.bits * (column % blocks.per));
+                        }
+                    }
+            });
+        }
+    } job{{}, blocks, packed, words, levels, digits, size, out};
+    in_parallel(job, threads, parallel);
+    return 0;
+}
+
+// The codes (end - begin, columns) of rows begin .. end - 1.
+void kquant_from_blocks(const uint8_t *in, long rows, long columns, int levels, long begin, long end, uint8_t *codes) {
+    const Blocks blocks(rows, columns, levels);
+    const unsigned mask = (1u << blocks.bits) - 1;
+    for (long row = begin; row < end; row++)
+        for (long j = 0; j < columns; j++)
+            *codes++ = code_of(blocks, in + row / BLOCK_ROWS * blocks.bytes, j / blocks.per, row % BLOCK_ROWS) >>
+                           blocks.bits * (j % blocks.per) & mask;
+}
+
+// y of x (tokens, columns) through all matrices of a layer; out: (tokens, rows) of each, one after the other.
+int kquant_layer(const Layer *layer, const void *x, int dtype, long tokens, void *out, int out_dtype, int threads,
+                 Parallel *parallel) {
+    return !(dtype == FLOAT32 ? run_layer<3> : run_layer<2>)(*layer, x, dtype, nullptr, nullptr, tokens, out, out_dtype, threads, parallel);
+}
+
+// The same of a and b (tokens, columns), float32; b may be null.
+int kquant_product_of_blocks(const Layer *layer, const float *a, const float *b, long tokens, float *out, int threads,
+                             Parallel *parallel) {
+    return !run_layer<3>(*layer, nullptr, FLOAT32, a, b, tokens, out, FLOAT32, threads, parallel);
+}
+
+// a = T^T (eps_1 * x * inverse) of x (tokens, columns) of any dtype, for many tokens; out (tokens, columns), float32 or bfloat16.
+int kquant_transform_first(const Layer *layer, const void *x, int dtype, long tokens, void *a, int a_dtype, int threads,
+                           Parallel *parallel) {
+    return !transform_first(*layer, x, dtype, tokens, a, a_dtype, threads, parallel);
+}
+
+// dense.h: rows of blocks first .. first + count - 1 of the first matrix, as tiles (columns, 64 count).
+int kquant_dense(const Layer *layer, long first, long count, void *u, float *v, int dtype, int threads, Parallel *parallel) {
+    return !decode(*layer, first, count, u, v, dtype, threads, parallel);
+}
+
+}

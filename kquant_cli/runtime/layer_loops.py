@@ -1,0 +1,68 @@
+"""The functions of native/layer.cpp, told their arguments' types, and the structures that they read."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kquant_cli.native import library
+from kquant_cli.runtime.torch_threads import parallel, threads_for
+
+NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # native/numbers.h
+POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+ARGUMENTS: dict[str, list[Any]] = {
+    "kquant_transform_pair": [POINTER, LONG, LONG, LONG, *[POINTER] * 8],
+    "kquant_blocks_size": [LONG, LONG, INT],
+    "kquant_to_blocks": [POINTER, LONG, LONG, INT, INT, INT, POINTER, INT, POINTER],
+    "kquant_from_blocks": [POINTER, LONG, LONG, INT, LONG, LONG, POINTER],
+    "kquant_layer": [POINTER, POINTER, INT, LONG, POINTER, INT, INT, POINTER],
+    "kquant_product_of_blocks": [POINTER, POINTER, POINTER, LONG, POINTER, INT, POINTER],
+    "kquant_transform_first": [POINTER, POINTER, INT, LONG, POINTER, INT, INT, POINTER],
+    "kquant_dense": [POINTER, LONG, LONG, POINTER, POINTER, INT, INT, POINTER],
+}
+RESULTS: dict[str, Any] = {"kquant_transform_pair": None, "kquant_from_blocks": None, "kquant_blocks_size": LONG}
+
+
+class MatrixStruct(ctypes.Structure):
+    """`Matrix` of native/layer.h."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("blocks", "codebook", "scale", "bias")),
+        *((name, LONG) for name in ("rows", "levels", "book_columns", "scales", "scale_dtype", "bias_dtype", "tables")),
+    )
+
+
+class LayerStruct(ctypes.Structure):
+    """`Layer` of native/layer.h."""
+
+    _fields_ = (
+        *((name, LONG) for name in ("columns", "power", "order")),
+        *((name, POINTER) for name in ("inverse", "first", "second", "dense", "transposed")),
+        ("count", LONG),
+        ("matrices", POINTER),
+    )
+
+
+@cache
+def loops() -> Any:
+    """The library, or None where no compiler can make it."""
+    found: Any = library("layer")
+    for name, types in ARGUMENTS.items() if found is not None else ():
+        function = getattr(found, name)
+        function.argtypes, function.restype = types, RESULTS.get(name, INT)
+    return found
+
+
+def call(name: str, *arguments: Any, work: int) -> None:
+    """Run a function that works in threads; MemoryError where it has no memory for what it makes on the way."""
+    if getattr(loops(), name)(*arguments, threads_for(work), parallel()):
+        raise MemoryError(f"no memory for what {name} computes on the way")
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers are; None for None."""
+    return None if tensor is None else tensor.data_ptr()
