@@ -1,7 +1,9 @@
 // What runtime/layer_loops.py declares: the headers say what is computed, and how.
 
 #include "layer.h"
+#include "decoder.h"
 #include "dense.h"
+#include "head.h"
 
 extern "C" {
 
@@ -80,6 +82,24 @@ int kquant_product_of_blocks(const Layer *layer, const float *a, const float *b,
 int kquant_transform_first(const Layer *layer, const void *x, int dtype, long tokens, void *a, int a_dtype, int threads,
                            Parallel *parallel) {
     return !transform_first(*layer, x, dtype, tokens, a, a_dtype, threads, parallel);
+}
+
+// decoder.h. strides: of a head and of a token, of keys and then of values, in numbers.
+int kquant_decoder_begin(const Decoder *decoder, const void *x, const void *cosine, const void *sine, float *q, void *k,
+                         void *v, int threads, Parallel *parallel) {
+    return !step::begin(*decoder, x, cosine, sine, q, k, v, threads, parallel);
+}
+
+int kquant_decoder_end(const Decoder *decoder, const void *x, const float *q, const void *keys, const void *values,
+                       const long *strides, long length, void *y, int threads, Parallel *parallel) {
+    return !step::end(*decoder, x, q, {keys, strides[0], strides[1]}, {values, strides[2], strides[3]}, length, y, threads,
+                      parallel);
+}
+
+// head.h: y (rows,) of x (columns,), all of one dtype.
+int kquant_head(const void *weight, const void *bias, int dtype, long rows, long columns, const void *x, void *y,
+                int threads, Parallel *parallel) {
+    return !head(weight, bias, dtype, rows, columns, x, y, threads, parallel);
 }
 
 // dense.h: rows of blocks first .. first + count - 1 of the first matrix, as tiles (columns, 64 count).

@@ -76,8 +76,14 @@ inline void read(const void *from, int dtype, long count, float *to) {
         case BFLOAT16:
             for (long i = 0; i < count; i++) to[i] = number(from, BFLOAT16, i);
             break;
-        default:
-            for (long i = 0; i < count; i++) to[i] = number(from, FLOAT16, i);
+        default: {
+            long i = 0;
+#if defined(__F16C__)
+            for (; i + 8 <= count; i += 8)
+                _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)from + i))));
+#endif
+            for (; i < count; i++) to[i] = number(from, FLOAT16, i);
+        }
     }
 }
 

@@ -83,7 +83,7 @@ class CpuLayer:
         self._layer = LayerStruct(columns=self.columns, count=len(layers))
         self._layer.matrices = ctypes.addressof(self._matrices)
         self._add_bases(layers[0])
-        self._at = ctypes.addressof(self._layer)
+        self.address = ctypes.addressof(self._layer)
 
     def is_current(self) -> bool:
         """Whether the layers' tensors are still those that the call reads."""
@@ -97,7 +97,7 @@ class CpuLayer:
         tokens, dtype = len(x), NUMBERS[x.dtype]
         out = x.new_empty(tokens, sum(self.rows))
         threads = threads_for(tokens * self.works)
-        if self._run(self._at, x.data_ptr(), dtype, tokens, out.data_ptr(), dtype, threads, parallel()):
+        if self._run(self.address, x.data_ptr(), dtype, tokens, out.data_ptr(), dtype, threads, parallel()):
             raise MemoryError("no memory for the tables of a product")
         if len(self.rows) == 1:
             return (out,)
@@ -112,7 +112,7 @@ class CpuLayer:
             return x.to(dtype)
         a = x.new_empty(x.shape, dtype=dtype)
         work = x.numel() * int(math.log2(self.columns))
-        arguments = (self._at, x.data_ptr(), NUMBERS[x.dtype], len(x), a.data_ptr(), NUMBERS[dtype])
+        arguments = (self.address, x.data_ptr(), NUMBERS[x.dtype], len(x), a.data_ptr(), NUMBERS[dtype])
         call("kquant_transform_first", *arguments, work=work)
         return a
 
@@ -122,7 +122,7 @@ class CpuLayer:
         for begin, count in tiles(rows, self.columns):
             part = slice(begin * BLOCK_ROWS, min(rows, (begin + count) * BLOCK_ROWS))
             tile = a.new_empty(self.columns, count * BLOCK_ROWS)
-            arguments = (self._at, begin, count, tile.data_ptr(), None, NUMBERS[a.dtype])
+            arguments = (self.address, begin, count, tile.data_ptr(), None, NUMBERS[a.dtype])
             call("kquant_dense", *arguments, work=tile.numel())
             torch.mm(a, tile[:, : part.stop - part.start], out=out[:, part])
         if self._bias is not None:

@@ -22,6 +22,9 @@ ARGUMENTS: dict[str, list[Any]] = {
     "kquant_layer": [POINTER, POINTER, INT, LONG, POINTER, INT, INT, POINTER],
     "kquant_product_of_blocks": [POINTER, POINTER, POINTER, LONG, POINTER, INT, POINTER],
     "kquant_transform_first": [POINTER, POINTER, INT, LONG, POINTER, INT, INT, POINTER],
+    "kquant_decoder_begin": [*[POINTER] * 7, INT, POINTER],
+    "kquant_decoder_end": [*[POINTER] * 6, LONG, POINTER, INT, POINTER],
+    "kquant_head": [POINTER, POINTER, INT, LONG, LONG, POINTER, POINTER, INT, POINTER],
     "kquant_dense": [POINTER, LONG, LONG, POINTER, POINTER, INT, INT, POINTER],
 }
 RESULTS: dict[str, Any] = {"kquant_transform_pair": None, "kquant_from_blocks": None, "kquant_blocks_size": LONG}
@@ -44,6 +47,16 @@ class LayerStruct(ctypes.Structure):
         *((name, POINTER) for name in ("inverse", "first", "second", "dense", "transposed")),
         ("count", LONG),
         ("matrices", POINTER),
+    )
+
+
+class DecoderStruct(ctypes.Structure):
+    """`Decoder` of native/decoder.h."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("qkv", "o", "gate_up", "down", "norm", "norm_after", "norm_q", "norm_k")),
+        *((name, LONG) for name in ("dtype", "heads", "kv_heads", "head_size")),
+        *((name, ctypes.c_float) for name in ("epsilon", "epsilon_after", "epsilon_heads", "scaling")),
     )
 
 

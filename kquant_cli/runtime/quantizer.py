@@ -75,6 +75,8 @@ class KashinQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         from kquant_cli.native import make_ready
+        from kquant_cli.runtime.decoder_step import fuse
+        from kquant_cli.runtime.output_head import quicken
         from kquant_cli.runtime.replace_layers import kashin_layers, lay_out
 
         devices = set()
@@ -89,6 +91,8 @@ class KashinQuantizer(HfQuantizer):
             make_ready()
         if devices == {"cpu"}:  # and none that accelerate takes elsewhere at every call
             lay_out(model)
+            fuse(model)
+            quicken(model)
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
