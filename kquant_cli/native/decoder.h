@@ -1,5 +1,5 @@
-// One token through a decoder layer of Llama's kind (runtime/decoder_step.py), in two calls, between which the caller
-// keeps keys and values:
+// One token through decoder layers of Llama's kind: a layer in two calls (runtime/decoder_step.py), between which the
+// caller keeps keys and values, or all layers in one (runtime/decoder_stack.py).
 //
 //     begin:  h = norm(x),  q, k, v = products of h,  q and k normed (Qwen3) and rotated
 //     end:    x += o(attention(q, keys, values)),  y = x + down(silu(gate(h)) * up(h)),  h = norm(x)
@@ -184,6 +184,45 @@ inline bool end(const Decoder &d, const void *x, const float *q, const Cache &ke
     for (long i = 0; i < inner; i++) gate[i] *= up[i] / (1 + exponential(-gate[i]));
     if (!product(d.down, gate, out, d.dtype, threads, parallel)) return false;
     for (long i = 0; i < columns; i++) store(y, d.dtype, i, in[i] + out[i]);
+    return true;
+}
+
+// A layer of a stack, and its cache: (kv_heads, tokens, head_size), to which the token's own keys and values are added.
+struct Stacked {
+    const Decoder *decoder;
+    void *keys, *values;
+    long key_head, key_token, value_head, value_token;  // strides, in numbers
+};
+
+inline void append(void *cache, long head_stride, long stride, long token, const Decoder &d, const char *from) {
+    const long bytes = d.dtype == FLOAT32 ? 4 : 2;
+    for (long head = 0; head < d.kv_heads; head++)
+        memcpy((char *)cache + (head * head_stride + token * stride) * bytes, from + head * d.head_size * bytes,
+               d.head_size * bytes);
+}
+
+// y = norm(the last layer's output) of the token number length - 1.
+inline bool stack(const Stacked *layers, long count, const void *x, const void *cosine, const void *sine, long length,
+                  const void *last_norm, float epsilon, void *y, int threads, Parallel *parallel) {
+    static thread_local Workspace workspace;
+    const Decoder &d = *layers[0].decoder;
+    const long columns = d.qkv->columns, bytes = d.dtype == FLOAT32 ? 4 : 2, rows_k = d.kv_heads * d.head_size;
+    char *const space = workspace.of(columns * (8 + bytes) + d.heads * d.head_size * 4 + 2 * rows_k * bytes);
+    if (!space) return false;
+    float *const in = (float *)space, *const out = in + columns, *const q = out + columns;
+    char *const now = (char *)(q + d.heads * d.head_size), *const k = now + columns * bytes, *const v = k + rows_k * bytes;
+    memcpy(now, x, columns * bytes);
+    for (long i = 0; i < count; i++) {
+        const Stacked &at = layers[i];
+        if (!begin(*at.decoder, now, cosine, sine, q, k, v, threads, parallel)) return false;
+        append(at.keys, at.key_head, at.key_token, length - 1, d, k);
+        append(at.values, at.value_head, at.value_token, length - 1, d, v);
+        const Cache keys{at.keys, at.key_head, at.key_token}, values{at.values, at.value_head, at.value_token};
+        if (!end(*at.decoder, now, q, keys, values, length, now, threads, parallel)) return false;
+    }
+    read(now, d.dtype, columns, in);
+    norm(in, last_norm, d.dtype, epsilon, columns, out);
+    for (long i = 0; i < columns; i++) store(y, d.dtype, i, out[i]);
     return true;
 }
 

@@ -96,6 +96,12 @@ int kquant_decoder_end(const Decoder *decoder, const void *x, const float *q, co
                       parallel);
 }
 
+// The same for `count` layers, and the norm after them; y (columns,).
+int kquant_decoder_stack(const step::Stacked *layers, long count, const void *x, const void *cosine, const void *sine,
+                         long length, const void *last_norm, float epsilon, void *y, int threads, Parallel *parallel) {
+    return !step::stack(layers, count, x, cosine, sine, length, last_norm, epsilon, y, threads, parallel);
+}
+
 // head.h: y (rows,) of x (columns,), all of one dtype.
 int kquant_head(const void *weight, const void *bias, int dtype, long rows, long columns, const void *x, void *y,
                 int threads, Parallel *parallel) {

@@ -72,7 +72,7 @@ class CpuLayer:
         self.rows = [layer.out_features for layer in layers]
         self.works = self.columns * sum(self.rows)  # multiplications a token
         self._bias = layers[0].bias
-        self._watched = [watched for layer in layers for watched in _watched(layer)]
+        self.watched = [watched for layer in layers for watched in _watched(layer)]
         self._run = loops().kquant_layer
         codebooks = [layer.weight_codebook.detach().float().contiguous() for layer in layers]
         self._matrices = (MatrixStruct * len(layers))(*map(_matrix, layers, codebooks))
@@ -87,10 +87,10 @@ class CpuLayer:
 
     def is_current(self) -> bool:
         """Whether the layers' tensors are still those that the call reads."""
-        return all(
-            parameters.get(name) is tensor and (tensor is None or tensor.data_ptr() == pointer)
-            for parameters, name, tensor, pointer in self._watched
-        )
+        for parameters, name, tensor, pointer in self.watched:  # a plain loop: this is asked at every token
+            if parameters.get(name) is not tensor or (tensor is not None and tensor.data_ptr() != pointer):
+                return False
+        return True
 
     def few(self, x: Tensor) -> Sequence[Tensor]:
         """y (tokens, out_features) of every layer, in x's dtype, of x (tokens, in_features)."""
@@ -147,7 +147,7 @@ class CpuLayer:
 def _watched(layer: InOneCall) -> list[tuple[Any, str, Tensor | None, int]]:
     """Where the tensors stand that a call reads, and what and where they are; `to_blocks` and `to_rows` tell it."""
     names = ("weight_codebook", "weight_scale", "weight_channel_scale", "bias")
-    found = [(layer._parameters, name, layer._parameters.get(name)) for name in names]
+    found = [(layer._parameters, name, layer._parameters[name]) for name in names if name in layer._parameters]
     return [(place, name, tensor, 0 if tensor is None else tensor.data_ptr()) for place, name, tensor in found]
 
 

@@ -3,13 +3,12 @@
 A token of a small model costs less in its products than in the dozens of small operations between them. Where nothing
 speaks against it, a layer's norms, products, rotation, attention and activation are two calls, with the cache between
 them, whatever cache that is; else its own `forward` runs: with several tokens or sequences, a mask, gradients, hooks
-inside the layer, replaced modules (adapters), under a compiler. KQUANT_FUSED=0 asks for the modules always.
+inside the layer, replaced modules (adapters), or under a compiler.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,18 +25,21 @@ ATTENTIONS = ("sdpa", "eager")
 PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 
-def fuse(model: nn.Module) -> None:
+def fuse_layers(model: nn.Module) -> None:
     """Have the decoder layers that we know make single tokens in two calls."""
-    if os.environ.get("KQUANT_FUSED") == "0":
-        return
     for module in model.modules():
         if _is_known(module) and all(linear.ready for linear in _linears(module)):
             module.forward = DecoderStep(module)
 
 
-def _is_known(module: nn.Module) -> bool:
+def family(module: nn.Module) -> str:
+    """The prefix of the family's classes in transformers ("Llama"), or nothing."""
     package = type(module).__module__.split(".")
-    prefix = FAMILIES.get(package[-2], "") if package[:2] == ["transformers", "models"] else ""
+    return FAMILIES.get(package[-2], "") if package[:2] == ["transformers", "models"] else ""
+
+
+def _is_known(module: nn.Module) -> bool:
+    prefix = family(module)
     if not prefix or type(module).__name__ != f"{prefix}DecoderLayer":
         return False
     attention: Any = module.self_attn
@@ -66,7 +68,7 @@ class DecoderStep:
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
-        self._plan: _Plan | None = None
+        self._made: LayerPlan | None = None
 
     def __call__(
         self,
@@ -84,8 +86,8 @@ class DecoderStep:
             and past_key_values is not None
             and position_embeddings is not None
             and not torch.compiler.is_compiling()
-            and _is_one_token(hidden_states)
-            and (plan := self._current(hidden_states.dtype)) is not None
+            and is_one_token(hidden_states)
+            and (plan := self.plan(hidden_states.dtype)) is not None
         ):
             return plan.step(hidden_states, *position_embeddings, past_key_values)
         forward: Any = type(self.module).forward
@@ -101,16 +103,18 @@ class DecoderStep:
         )
         return y
 
-    def _current(self, dtype: torch.dtype) -> _Plan | None:
-        if self._plan is None or self._plan.dtype != dtype or not self._plan.is_current():
-            self._plan = _Plan(self.module, dtype) if _can_be_planned(self.module, dtype) else None
-        return self._plan
+    def plan(self, dtype: torch.dtype) -> LayerPlan | None:
+        """The layer's calls, in a model of this dtype; None: its modules are to run."""
+        if self._made is None or self._made.dtype != dtype or not self._made.is_current():
+            self._made = LayerPlan(self.module, dtype) if _can_be_planned(self.module, dtype) else None
+        return self._made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "_plan": None}  # addresses belong to a process
+        return {"module": self.module, "_made": None}  # addresses belong to a process
 
 
-def _is_one_token(x: Tensor) -> bool:
+def is_one_token(x: Tensor) -> bool:
+    """Whether x (..., hidden) is one sequence's one token, for which nobody wants gradients."""
     return x.shape[:-1] == (1, 1) and x.dtype in NUMBERS and x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
@@ -118,7 +122,7 @@ def _can_be_planned(module: Any, dtype: torch.dtype) -> bool:
     linears, attention = _linears(module), module.self_attn
     norms = [norm for norm in _norms(module) if norm is not None]
     return (
-        not module.training
+        not any(part.training for part in module.modules())
         and all(isinstance(linear, KashinLinear) and linear.ready for linear in linears)
         and linears[0].input_transform is linears[1].input_transform is linears[2].input_transform
         and linears[4].input_transform is linears[5].input_transform
@@ -140,7 +144,7 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
-class _Plan:
+class LayerPlan:
     """The calls of one layer, with all that they read."""
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
@@ -148,50 +152,52 @@ class _Plan:
         q, k, v, o, gate, up, down = _linears(module)
         self.dtype, self.index, self._parts = dtype, attention.layer_idx, list(_parts(module))
         self._layers = [CpuLayer(layers) for layers in ([q, k, v], [o], [gate, up], [down])]
-        weights: list[Tensor | None] = [None if norm is None else norm.weight.detach() for norm in norms]
-        self._weights = [(n, w.data_ptr()) for n, w in zip(norms, weights, strict=True) if w is not None]
-        self._module, self.size = module, attention.head_dim
-        self.heads, self.kv_heads = q.out_features // self.size, k.out_features // self.size
+        weights: list[Tensor | None] = [None if norm is None else norm.weight for norm in norms]
+        self._weights = [(weight, weight.data_ptr()) for weight in weights if weight is not None]
+        size = attention.head_dim
+        heads, kv_heads = q.out_features // size, k.out_features // size
+        self._rows_q, self.cached, self._strides = q.out_features, (2, 1, kv_heads, 1, size), ctypes.c_long * 4
         self._struct = DecoderStruct(
             *(layer.address for layer in self._layers),
             *map(address, weights),
             dtype=NUMBERS[dtype],
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_size=self.size,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_size=size,
             epsilon=norms[0].variance_epsilon,
             epsilon_after=norms[1].variance_epsilon,
             epsilon_heads=0.0 if norms[2] is None else norms[2].variance_epsilon,
             scaling=attention.scaling,
         )
-        self._at = ctypes.addressof(self._struct)
+        self.address = ctypes.addressof(self._struct)
 
     def is_current(self) -> bool:
         """Whether the layer's modules and tensors are still those of the plan, and nobody looks in between."""
-        return (
-            not self._module.training
-            and all(parent.get(name) is part and not _has_hooks(part) for parent, name, part in self._parts)
-            and all(layer.is_current() for layer in self._layers)
-            and all(norm.weight.data_ptr() == pointer for norm, pointer in self._weights)
-        )
+        for parent, name, part in self._parts:  # plain loops: this is asked at every token of every layer
+            if parent.get(name) is not part or part._forward_hooks or part._forward_pre_hooks:
+                return False
+            if "forward" in part.__dict__ or part.training:
+                return False
+        for weight, pointer in self._weights:
+            if weight.data_ptr() != pointer:
+                return False
+        return all(layer.is_current() for layer in self._layers)
 
     def step(self, x: Tensor, cosine: Tensor, sine: Tensor, cache: Any) -> Tensor:
         """y (1, 1, hidden) of x (1, 1, hidden); cosine and sine (1, 1, head_dim) of its position."""
         threads, openmp, library = torch.get_num_threads(), parallel(), loops()
         x, cosine, sine = x.contiguous(), cosine.contiguous(), sine.contiguous()
-        q = torch.empty(self.heads * self.size)
-        key, value = x.new_empty(2, 1, self.kv_heads, 1, self.size)
-        addresses = (t.data_ptr() for t in (x, cosine, sine, q, key, value))
-        if library.kquant_decoder_begin(self._at, *addresses, threads, openmp):
+        q = torch.empty(self._rows_q)
+        key, value = x.new_empty(self.cached)
+        begin = (self.address, x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), q.data_ptr(), key.data_ptr())
+        if library.kquant_decoder_begin(*begin, value.data_ptr(), threads, openmp):
             raise MemoryError("no memory for a decoder layer's products")
         keys, values = cache.update(key, value, self.index)
         if keys.dtype != self.dtype or keys.stride(-1) != 1 or values.stride(-1) != 1:
             keys, values = keys.to(self.dtype).contiguous(), values.to(self.dtype).contiguous()
         y = torch.empty_like(x)
-        strides = (ctypes.c_long * 4)(*keys.stride()[1:3], *values.stride()[1:3])
-        read = (t.data_ptr() for t in (x, q, keys, values))
-        if library.kquant_decoder_end(
-            self._at, *read, ctypes.addressof(strides), keys.shape[-2], y.data_ptr(), threads, openmp
-        ):
+        strides = self._strides(keys.stride(1), keys.stride(2), values.stride(1), values.stride(2))
+        end = (self.address, x.data_ptr(), q.data_ptr(), keys.data_ptr(), values.data_ptr(), ctypes.addressof(strides))
+        if library.kquant_decoder_end(*end, keys.shape[-2], y.data_ptr(), threads, openmp):
             raise MemoryError("no memory for a decoder layer's products")
         return y

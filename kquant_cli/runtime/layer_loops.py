@@ -24,6 +24,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "kquant_transform_first": [POINTER, POINTER, INT, LONG, POINTER, INT, INT, POINTER],
     "kquant_decoder_begin": [*[POINTER] * 7, INT, POINTER],
     "kquant_decoder_end": [*[POINTER] * 6, LONG, POINTER, INT, POINTER],
+    "kquant_decoder_stack": [POINTER, LONG, *[POINTER] * 3, LONG, POINTER, ctypes.c_float, POINTER, INT, POINTER],
     "kquant_head": [POINTER, POINTER, INT, LONG, LONG, POINTER, POINTER, INT, POINTER],
     "kquant_dense": [POINTER, LONG, LONG, POINTER, POINTER, INT, INT, POINTER],
 }
@@ -57,6 +58,15 @@ class DecoderStruct(ctypes.Structure):
         *((name, POINTER) for name in ("qkv", "o", "gate_up", "down", "norm", "norm_after", "norm_q", "norm_k")),
         *((name, LONG) for name in ("dtype", "heads", "kv_heads", "head_size")),
         *((name, ctypes.c_float) for name in ("epsilon", "epsilon_after", "epsilon_heads", "scaling")),
+    )
+
+
+class StackedStruct(ctypes.Structure):
+    """`Stacked` of native/decoder.h."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("decoder", "keys", "values")),
+        *((name, LONG) for name in ("key_head", "key_token", "value_head", "value_token")),
     )
 
 

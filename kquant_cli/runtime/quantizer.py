@@ -75,7 +75,7 @@ class KashinQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         from kquant_cli.native import make_ready
-        from kquant_cli.runtime.decoder_step import fuse
+        from kquant_cli.runtime.decoder_stack import fuse
         from kquant_cli.runtime.output_head import quicken
         from kquant_cli.runtime.replace_layers import kashin_layers, lay_out
 
