@@ -1,0 +1,14 @@
+"""A matrix of the checkpoint, read for the device that it goes to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kquant_cli.checkpoint import Checkpoint, Matrix
+
+
+def read_weight(checkpoint: Checkpoint, matrix: Matrix, device: torch.device | str) -> Tensor:
+    """The weight (out_features, in_features), on the CPU; for a GPU in memory that it copies from by itself."""
+    weight = checkpoint.read(matrix.tensor, pinned=torch.device(device).type == "cuda")
+    return weight.T if matrix.transposed else weight
