@@ -16,7 +16,7 @@ and each is extrapolated by a momentum, which is worth a factor of three to five
               v' = mean_v(t, s),  v+ = v' + mu (v' - v),  t = x - Q v+
 
 At the end every position takes its nearest point, and a few hard sweeps move some of the positions (`moving`) to their
-nearest point; each row keeps the best that it has seen. Two transforms a sweep; nothing is read back to the host.
+nearest point (hard_sweeps.py). Two transforms a sweep; nothing is read back to the host.
 
 On a CPU with a compiler native/anneal.cpp does the same, some ten times as fast.
 """
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from kquant_cli.bases import CoupledBases
 from kquant_cli.bases.coupled import LoopTables
+from kquant_cli.encoders.annealed.hard_sweeps import settle
 from kquant_cli.encoders.annealed.soft_assignment import average
 from kquant_cli.native import library
 from kquant_cli.threads import for_each
@@ -81,37 +82,7 @@ def _anneal_torch(x: Tensor, bases: CoupledBases, drive: Sweeps) -> tuple[Tensor
         s = bases.couple_adjoint(x - extrapolated)
         v, extrapolated = average(t, s, codebook, 1, beta, momentum, v)
         t = x - bases.couple(extrapolated)
-    codes = nearest_codes(t, s, drive.codebook)
-    t, s, least = _fields(x, codes, bases, codebook)
-    best = codes
-    for moving in drive.moving.to(x.device):
-        codes = torch.where(moving, nearest_codes(t, s, drive.codebook), codes)
-        t, s, errors = _fields(x, codes, bases, codebook)
-        best = torch.where((errors < least).unsqueeze(1), codes, best)
-        least = torch.minimum(errors, least)
-    return best.to(torch.uint8), torch.stack(sums)
-
-
-def _fields(x: Tensor, codes: Tensor, bases: CoupledBases, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """t and s of hard codes, and each row's squared error (rows,)."""
-    u, v = codebook[:, 0][codes], codebook[:, 1][codes]
-    t = x - bases.couple(v)
-    return t, bases.couple_adjoint(x - u), (t - u).square().sum(dim=1)
-
-
-def nearest_codes(t: Tensor, s: Tensor, codebook: Tensor) -> Tensor:
-    """The index (rows, size), int64, of the point nearest to each (t, s); of equals the first.
-
-    The codebook is best on the host: its numbers are read one by one.
-    """
-    best = torch.full_like(t, -torch.inf)
-    codes = torch.zeros_like(t, dtype=torch.int64)
-    for k, (c, d) in enumerate(codebook.tolist()):
-        value = t * c + s * d - (c * c + d * d) / 2
-        better = value > best
-        best = torch.where(better, value, best)
-        codes = torch.where(better, k, codes)
-    return codes
+    return settle(x, t, s, bases, drive.codebook, drive.moving), torch.stack(sums)
 
 
 def _anneal_compiled(compiled: ctypes.CDLL, x: Tensor, bases: LoopTables, drive: Sweeps) -> tuple[Tensor, Tensor]:
