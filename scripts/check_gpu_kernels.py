@@ -115,18 +115,23 @@ def graph(rows: int, columns: int) -> float:
 
 
 def averages(levels: int) -> float:
-    """The soft assignment of the annealed encoder, by its kernel and on the CPU in float64."""
+    """A half of a soft sweep, by its kernel and on the CPU in float64."""
     from kquant_cli.encoders.annealed.soft_assignment import average
-    from kquant_cli.encoders.annealed.soft_assignment_triton import average_fused
+    from kquant_cli.encoders.annealed.soft_assignment_triton import blocks, half_sweep
 
-    t, s, old = torch.randn(3, 100, 1000, device=DEVICE)
+    x, qv, s, old = torch.randn(4, 100, 1000, device=DEVICE)
     book = torch.randn(levels, 2, device=DEVICE)
+    wide_x, wide_s, wide_old, wide_book = (part.double().cpu() for part in (x, s, old, book))
+    t = wide_x - qv.double().cpu()
     errors = []
     for column in (0, 1):
-        results = average_fused(t, s, book, column, 3.0, 0.6, old)
-        wide = (x.double().cpu() for x in (t, s, book))
-        expected = average(*wide, column, 3.0, 0.6, old.double().cpu())
-        errors.append(relative_error(tuple(r.cpu() for r in results), expected))
+        squares = torch.zeros(blocks(x), device=DEVICE)
+        mean, out = half_sweep(x, qv, s, old, book, column, 3.0, 0.6, squares)
+        means, new = average(t, wide_s, wide_book, column, 3.0, 0.6, wide_old)
+        expected = (means, new if column else wide_x - new)
+        errors.append(relative_error((mean.cpu(), out.cpu()), expected))
+        if not column:
+            errors.append(relative_error((squares.sum().cpu(),), ((t - new).square().sum(),)))
     return max(errors)
 
 

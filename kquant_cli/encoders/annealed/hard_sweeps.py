@@ -3,39 +3,23 @@
     codes = nearest(t, s) at the positions that move,    t = x - Q v,    s = Q^T (x - u)
 
 Each row keeps the codes with the least |x - u - Q v|^2 that it has seen. In torch that is a few passes over memory for
-every point of the codebook; on a GPU two kernels a sweep beside the transforms (hard_sweeps_triton.py), which are tried
-against torch once before they are used.
+every point of the codebook; on a GPU two kernels a sweep beside the transforms (hard_sweeps_triton.py).
 """
 
 from __future__ import annotations
-
-import logging
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from kquant_cli.bases import CoupledBases
 
-AGREEING = 0.9  # share of the codes of a trial; the kernels round otherwise than torch, and few positions notice
-
 
 def settle(x: Tensor, t: Tensor, s: Tensor, bases: CoupledBases, codebook: Tensor, moving: Tensor) -> Tensor:
-    """The codes (rows, size), uint8, of rows x (rows, size) with the fields t and s, all float32 and contiguous.
+    """The codes (rows, size), uint8, of rows x (rows, size) with the fields t and s, all float32.
 
     Every position takes its nearest point; then each sweep moves those of `moving` (sweeps, size), bool. `codebook`
     (K, 2) and `moving` are best on the host.
     """
-    if x.is_cuda and _kernels_work(x.device, len(codebook)):
-        from kquant_cli.encoders.annealed.hard_sweeps_triton import settle_fused  # noqa: PLC0415
-
-        return settle_fused(x, t, s, bases, codebook, moving)
-    return _settle(x, t, s, bases, codebook, moving)
-
-
-def _settle(x: Tensor, t: Tensor, s: Tensor, bases: CoupledBases, codebook: Tensor, moving: Tensor) -> Tensor:
-    """`settle` in torch."""
     points = codebook.to(x.device)
     codes = nearest_codes(t, s, codebook)
     t, s, least = _fields(x, codes, bases, points)
@@ -68,26 +52,3 @@ def nearest_codes(t: Tensor, s: Tensor, codebook: Tensor) -> Tensor:
         best = torch.where(better, value, best)
         codes = torch.where(better, k, codes)
     return codes
-
-
-@cache
-def _kernels_work(device: torch.device, levels: int) -> bool:
-    """Whether the kernels are there, compile for so many levels, and give what torch gives; else a warning says why."""
-    if not find_spec("triton"):
-        return False
-    try:
-        from kquant_cli.encoders.annealed.hard_sweeps_triton import settle_fused  # noqa: PLC0415
-
-        draw = torch.Generator().manual_seed(0)
-        x, t, s = torch.randn(3, 8, 192, generator=draw).to(device)
-        codebook, moving = torch.randn(levels, 2, generator=draw), torch.rand(2, 192, generator=draw) < 0.5
-        trial = (x, t, s, CoupledBases(192, 0), codebook, moving)
-        agreeing = float((settle_fused(*trial) == _settle(*trial)).float().mean())
-        reason = "" if agreeing >= AGREEING else f"{agreeing:.0%} of their codes are those of torch"
-    except Exception as error:  # whatever a compiler or a driver raises
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
-    if reason:
-        logging.getLogger("kquant_cli").warning(
-            "warning: the kernels of the hard sweeps do not work here (%s), so torch does them, more slowly", reason
-        )
-    return not reason

@@ -9,8 +9,6 @@ GPU.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
@@ -102,17 +100,15 @@ def with_offsets(codebook: Tensor) -> Tensor:
     return torch.cat([wide, wide.square().sum(dim=1, keepdim=True) / 2], dim=1).float()
 
 
-def settle_fused(x: Tensor, t: Tensor, s: Tensor, bases: CoupledBases, codebook: Tensor, moving: Tensor) -> Tensor:
-    """As `hard_sweeps.settle`, for contiguous float32 tensors on one device."""
+def settle_fused(x: Tensor, qv: Tensor, s: Tensor, bases: CoupledBases, codebook: Tensor, moving: Tensor) -> Tensor:
+    """As `hard_sweeps.settle` with t = x - qv, for contiguous float32 tensors on one device, the current one."""
     points = with_offsets(codebook).to(x.device)
     everywhere = torch.ones(1, x.shape[1], dtype=torch.uint8)
     codes, best = (torch.zeros(x.shape, dtype=torch.uint8, device=x.device) for _ in range(2))
     least = torch.full((len(x),), torch.inf, device=x.device)
-    qv = x - t
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():  # Triton launches on the current device
-        for moved in torch.cat([everywhere, moving.to(torch.uint8)]).to(x.device):
-            rest, v = move(x, qv, s, codes, moved, points)
-            qv = bases.couple(v)
-            s = bases.couple_adjoint(rest)
-            keep(rest, qv, codes, best, least)
+    for moved in torch.cat([everywhere, moving.to(torch.uint8)]).to(x.device):
+        rest, v = move(x, qv, s, codes, moved, points)
+        qv = bases.couple(v)
+        s = bases.couple_adjoint(rest)
+        keep(rest, qv, codes, best, least)
     return best

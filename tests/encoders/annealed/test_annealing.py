@@ -7,8 +7,9 @@ import torch
 
 from kquant_cli.bases import CoupledBases
 from kquant_cli.encoders.annealed import annealing
-from kquant_cli.encoders.annealed.annealing import Sweeps, anneal, moving_positions
+from kquant_cli.encoders.annealed.annealing import anneal
 from kquant_cli.encoders.annealed.schedule import find_schedule, points
+from kquant_cli.encoders.annealed.sweeps import Sweeps, moving_positions
 from kquant_cli.native import library
 from kquant_cli.threads import for_each
 
