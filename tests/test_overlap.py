@@ -114,8 +114,13 @@ def test_an_error_behind_is_raised_where_the_next_begins_or_at_the_end():
 
 def test_the_error_of_the_block_counts_and_work_that_was_begun_is_finished():
     done = []
+
+    def slowly() -> None:
+        threading.Event().wait(0.2)
+        done.append(1)
+
     with pytest.raises(KeyboardInterrupt), Behind() as behind:
-        behind.run(done.append, 1)
+        behind.run(slowly)
         raise KeyboardInterrupt
     assert done == [1]
     with pytest.raises(KeyboardInterrupt), Behind() as behind:
