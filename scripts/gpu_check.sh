@@ -40,7 +40,7 @@ if [ "$quick" ]; then whole=${GPU_CHECK_SECONDS:-240}; else whole=${GPU_CHECK_SE
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
 unset TRITON_INTERPRET KQUANT_BACKEND
-export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONPYCACHEPREFIX="$work/pycache"
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false COLUMNS=160 TRITON_CACHE_DIR="$work/triton"
 
 table=() failed=0 SECONDS=0
@@ -97,6 +97,11 @@ for wheel in sorted(wheels.glob("*.whl")) or sys.exit(f"{wheels} holds no *.whl"
     fi
     PYTHON=$work/venv/bin/python
 fi
+# Where packages have no byte code beside them, and none can be written there, it is made once for all parts.
+"$PYTHON" -c 'import importlib.util as i, os, sys
+torch = i.find_spec("torch")
+sys.exit(bool(torch) and not os.path.exists(torch.cached) and not os.access(os.path.dirname(torch.origin), os.W_OK))' ||
+    export PYTHONPYCACHEPREFIX="$work/pycache"
 "$PYTHON" "$here/scripts/gpu_machine.py" >"$work/machine.log" 2>&1
 code=$?
 cat "$work/machine.log"

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from kquant_cli.bundle import open_bundle
 from kquant_cli.bundle.staging import Staging
-from kquant_cli.checkpoint import Checkpoint, content_hash, open_checkpoint
+from kquant_cli.checkpoint import Checkpoint, content_hash, open_checkpoint, select_matrices
 from kquant_cli.compress import pipeline
+from kquant_cli.compress.weights import read_weight
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.safetensors_reader import read_chunks
 
@@ -147,3 +148,23 @@ def test_not_a_number_is_found_in_every_piece(source):
         save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(KQuantError, match="'long' has entries that are not finite"):
             content_hash(open_checkpoint(source))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_gpu_gets_pinned_memory_where_the_system_gives_any(source, monkeypatch, given):
+    original, asked = Checkpoint.read, []
+
+    def reading(self: Checkpoint, name: str, *, pinned: bool = False) -> torch.Tensor:
+        asked.append(pinned)
+        if pinned and not given:
+            raise RuntimeError("CUDA error: out of memory")
+        return original(self, name)
+
+    monkeypatch.setattr(Checkpoint, "read", reading)
+    checkpoint = open_checkpoint(source)
+    matrix = select_matrices(checkpoint).matrices[0]
+    expected = load_file(source / "model.safetensors")[matrix.tensor]
+    assert torch.equal(read_weight(checkpoint, matrix, "cuda"), expected)
+    assert asked == ([True] if given else [True, False])
+    assert torch.equal(read_weight(checkpoint, matrix, "cpu"), expected)
+    assert asked[-1] is False
