@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Speed of the product of a packed matrix with few tokens on a GPU, beside cuBLAS and the memory's bandwidth.
 
-    python scripts/bench_gpu_product.py [--rows 4096] [--columns 11008] [--bits 4 ...] [--tokens 1 ...] [--json FILE]
+    python scripts/bench_gpu_product.py [--rows 4096] [--columns 11008] [--bits 4 ...] [--tokens 1 ...] [--quick]
+                                        [--json FILE] [--jsonl FILE]
 
 Each product is timed as it runs when a model decodes: in a CUDA graph, over copies of the matrix that together are
 several times larger than the L2 cache, so that every byte comes from memory. Three are compared: cuBLAS on the dense
 matrix in the activations' dtype; the packed product of activations that are transformed already; and all of it, the
 transforms of the annealed encoder included. The floor is the bytes of the packed codes over the bandwidth that a copy
 of 1 GiB reaches in the same run (read and written bytes). On a CPU, with TRITON_INTERPRET=1, the script only shows
-that it runs (--rows 64 --columns 256 --repeats 1): its times then say nothing.
+that it runs (--rows 64 --columns 256 --repeats 1): its times then say nothing. `--quick`: 4 bits alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from results import machine, write_results
+from results import append_row, machine, write_results
 from torch import Tensor
 
 from kquant_cli.bases import make_basis
@@ -131,7 +132,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--jsonl", type=Path)
     args = parser.parse_args()
     if args.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         parser.error("there is no CUDA device; TRITON_INTERPRET=1 runs the kernels on the CPU, for tiny sizes")
@@ -141,10 +144,11 @@ def main() -> None:
     titles = f"{'bits':>4} {'tokens':>6} {'dense':>9} {'packed':>9} {'+ bases':>9} {'floor':>9} us"
     print(titles + "  times as fast, and with bases; share of the bandwidth, and with bases")
     rows = []
-    for bits in args.bits:
+    for bits in args.bits[: 1 if args.quick else None]:
         for tokens in args.tokens:
             row = measure(args, bits, tokens, bytes_a_second)
             rows.append(row)
+            append_row(args.jsonl, "product", **row)
             times = (row[f"{name}_us"] for name in ("dense", "packed", "with_transforms", "floor"))
             print(
                 f"{bits:>4} {tokens:>6}",

@@ -1,95 +1,136 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: tests, kernels against references, benchmarks; a table at the end.
+# Everything that needs a GPU, in one command and 8 minutes: kernels, encoder, tests, a whole model, speed.
 #
-#   scripts/gpu_check.sh [FOLDER]      results of the benchmarks go to FOLDER (default: scripts/results)
+#   scripts/gpu_check.sh [--quick] [--wheels FOLDER] [FOLDER]
 #
-# PYTHON names the interpreter (default: .venv/bin/python, or python3 where there is none). No network is used. The exit
-# code is 0 where nothing failed (skipped parts are named), 1 where something did, 2 without a GPU or without torch.
+#   FOLDER            takes a log a part (NAME.log), numbers (*.json), and rows.jsonl: a JSON object a line, written as
+#                     it is known (default: gpu-check)
+#   --quick           4 minutes: fewer kernels, a model of 6 layers
+#   --wheels FOLDER   wheels of packages that the machine lacks; they go into an environment of their own, offline
+#
+# PYTHON names the interpreter (default: .venv/bin/python, or python3 where there is none). No network is used. The parts
+# come in the order of their value; each has a limit in seconds, and none gets more than is left of the whole
+# (GPU_CHECK_SECONDS: another whole). A part whose packages are missing has failed. The exit code is 0 where all parts
+# passed, 1 where one failed, ran out of time or was not begun, 2 without a GPU or torch, or for a wrong argument.
 set -u
 
-cd "$(dirname "$0")/.." || exit 1
-results=${1:-scripts/results}
+usage() { sed -n '4,10s/^# \{0,1\}//p' "$here/scripts/gpu_check.sh" >&2; exit 2; }
+
+here=$(cd "$(dirname "$0")/.." && pwd) || exit 2
+quick='' wheels='' results=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --quick) quick=--quick ;;
+        --wheels)
+            [ $# -gt 1 ] && [ -d "$2" ] || { echo "--wheels needs a folder that is there" >&2; usage; }
+            wheels=$(cd "$2" && pwd)
+            shift ;;
+        -*) echo "$1 is no option" >&2; usage ;;
+        *)
+            [ -z "$results" ] || { echo "one FOLDER, please: $results or $1" >&2; usage; }
+            results=$1 ;;
+    esac
+    shift
+done
+results=${results:-gpu-check}
 if [ -z "${PYTHON:-}" ]; then
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
+    if [ -x "$here/.venv/bin/python" ]; then PYTHON=$here/.venv/bin/python; else PYTHON=python3; fi
 fi
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+if [ "$quick" ]; then whole=${GPU_CHECK_SECONDS:-240}; else whole=${GPU_CHECK_SECONDS:-480}; fi
+work=$(mktemp -d) || exit 2
+trap 'rm -rf "$work"' EXIT
 unset TRITON_INTERPRET KQUANT_BACKEND
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false COLUMNS=160 TRITON_CACHE_DIR="$work/triton"
 
-has() { # has MODULE...: whether Python has all of them
-    "$PYTHON" -c 'import importlib.util as i, sys; sys.exit(not all(i.find_spec(m) for m in sys.argv[1:]))' "$@"
+table=() failed=0 SECONDS=0
+
+row() { # row NAME RESULT EXIT BEGAN: what the table and rows.jsonl say of a part
+    table+=("$(printf '%-12s %-9s %5d s' "$1" "$2" $((SECONDS - $4)))")
+    [ "$2" = passed ] || failed=1
+    printf '{"part": "%s", "result": "%s", "exit": %s, "began": %d, "seconds": %d}\n' \
+        "$1" "$2" "$3" "$4" $((SECONDS - $4)) >>"$results/rows.jsonl"
 }
 
-"$PYTHON" - <<'PYTHON' || exit 2
-import importlib.util
-import sys
-from importlib.metadata import PackageNotFoundError, version
-
-PACKAGES = {
-    "torch": ("torch", "everything"),
-    "triton": ("triton", "the kernels"),
-    "numpy": ("numpy", "the bases"),
-    "pydantic": ("pydantic", "the encoders: kquant_cli.config is a schema of it"),
-    "PyYAML": ("yaml", "the encoders: kquant_cli.config reads YAML"),
-    "transformers": ("transformers", "tests with models"),
-    "safetensors": ("safetensors", "tests with bundles"),
-    "typer": ("typer", "tests of the command line"),
-    "rich": ("rich", "tests of the command line"),
-    "pytest": ("pytest", "the tests; without it scripts/check_gpu_kernels.py still checks the kernels"),
-}
-print(f"Python {sys.version.split()[0]} ({sys.executable})")
-for package, (module, use) in PACKAGES.items():
-    try:
-        found = version(package) if importlib.util.find_spec(module) else "MISSING"
-    except PackageNotFoundError:
-        found = "there"
-    print(f"  {package:<14} {found:<16} for {use}")
-if not importlib.util.find_spec("torch"):
-    print("There is no torch in this Python, so nothing can run: install it, or name another one, PYTHON=... .")
-    sys.exit(1)
-import torch
-
-if not torch.cuda.is_available():
-    print("This machine has no GPU that torch can use, so nothing was checked.")
-    sys.exit(1)
-device = torch.cuda.get_device_properties(0)
-print(f"{device.name}: {device.total_memory / 2**30:.0f} GiB, {device.multi_processor_count} multiprocessors, "
-      f"CUDA {torch.version.cuda}")
-PYTHON
-
-table=()
-failed=0
-
-part() { # part NAME "MODULES" COMMAND...: run it where the modules are there
-    local name=$1 modules=$2 began=$SECONDS code
-    shift 2
-    printf '\n=== %s\n' "$name"
-    # shellcheck disable=SC2086  # a list of words
-    if ! has $modules; then
-        table+=("$(printf '%-32s skipped  needs %s' "$name" "$modules")")
+part() { # part NAME LIMIT "MODULES" COMMAND...: run it, where the modules are there, for at most LIMIT seconds
+    local name=$1 limit=$2 modules=$3 began=$SECONDS left=$((whole - SECONDS)) code missing
+    local log=$results/$name.log
+    shift 3
+    [ "$limit" -le "$left" ] || limit=$left
+    if [ "$limit" -lt 5 ]; then
+        row "$name" "no time" null "$began"
         return
     fi
-    "$@"
-    code=$?
-    if [ $code -eq 0 ]; then
-        table+=("$(printf '%-32s passed   %5d s' "$name" $((SECONDS - began)))")
-    else
-        table+=("$(printf '%-32s FAILED   %5d s, exit code %d' "$name" $((SECONDS - began)) $code)")
-        failed=1
+    printf '\n=== %s (at %d s, at most %d s)\n' "$name" "$began" "$limit"
+    # shellcheck disable=SC2086  # a list of words
+    if ! missing=$("$PYTHON" -c 'import importlib.util as i, sys
+lacking = [m for m in sys.argv[1:] if not i.find_spec(m)]
+print(" ".join(lacking))
+sys.exit(bool(lacking))' $modules); then
+        echo "needs ${missing:-$modules}, which this Python lacks: put the wheels in a folder, --wheels FOLDER" | tee "$log"
+        row "$name" FAILED null "$began"
+        return
     fi
+    timeout -k 5 "$limit" "$@" </dev/null >"$log" 2>&1
+    code=$?
+    tail -n "${TAIL:-12}" "$log"
+    case $code in
+        0) row "$name" passed 0 "$began" ;;
+        124 | 137) row "$name" "too long" $code "$began" ;;
+        *) row "$name" FAILED $code "$began" ;;
+    esac
 }
 
+if [ "$wheels" ]; then
+    # An environment that has them, and behind them all that the interpreter has. A wheel is a zip file: no pip is needed.
+    if ! { "$PYTHON" -m venv --without-pip --system-site-packages "$work/venv" && "$PYTHON" -c '
+import pathlib, sys, sysconfig, zipfile
+wheels, venv = map(pathlib.Path, sys.argv[1:])
+site = pathlib.Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
+outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+(site / "outer.pth").write_text("\n".join(outer))
+for wheel in sorted(wheels.glob("*.whl")) or sys.exit(f"{wheels} holds no *.whl"):
+    zipfile.ZipFile(wheel).extractall(site)' "$wheels" "$work/venv"; } >"$work/wheels.log" 2>&1; then
+        tail -n 5 "$work/wheels.log" >&2
+        echo "The wheels of $wheels cannot be installed." >&2
+        exit 2
+    fi
+    PYTHON=$work/venv/bin/python
+fi
+# Where packages have no byte code beside them, and none can be written there, it is made once for all parts.
+"$PYTHON" -c 'import importlib.util as i, os, sys
+torch = i.find_spec("torch")
+sys.exit(bool(torch) and not os.path.exists(torch.cached) and not os.access(os.path.dirname(torch.origin), os.W_OK))' ||
+    export PYTHONPYCACHEPREFIX="$work/pycache"
+"$PYTHON" "$here/scripts/gpu_machine.py" >"$work/machine.log" 2>&1
+code=$?
+cat "$work/machine.log"
+[ $code -ne 2 ] || exit 2
+mkdir -p "$results" && results=$(cd "$results" && pwd) && : >"$results/rows.jsonl" || exit 2
+cp "$work/machine.log" "$results/machine.log"
+if [ $code -eq 0 ]; then row machine passed 0 0; else row machine FAILED $code 0; fi
+cd "$here" || exit 2
+
+rows=(--jsonl "$results/rows.jsonl")
+encoders="triton numpy pydantic yaml"
+everything="$encoders transformers safetensors tokenizers typer rich"
 tests=()
 while IFS= read -r file; do tests+=("$file"); done < <(grep -rl --include='*.py' 'mark\.gpu' tests | sort)
+if [ "$quick" ]; then limits=(60 45 50 60 30 30) layers=6; else limits=(100 60 80 110 60 50) layers=24; fi
 
-part "kernels against references" "triton numpy" "$PYTHON" scripts/check_gpu_kernels.py
+TAIL=30 part kernels "${limits[0]}" "triton numpy" "$PYTHON" scripts/check_gpu_kernels.py $quick "${rows[@]}"
+part encoder "${limits[1]}" "$encoders" \
+    "$PYTHON" scripts/bench_gpu_encoder.py $quick --json "$results/gpu-encoder.json" "${rows[@]}"
 # Only the files that have such tests are read, and pytest leaves no cache behind.
-part "tests marked gpu" "pytest triton numpy pydantic yaml transformers safetensors typer rich" \
-    "$PYTHON" -m pytest -m gpu -p no:cacheprovider -rs "${tests[@]}"
-part "encoder benchmark" "triton numpy pydantic yaml" \
-    "$PYTHON" scripts/bench_gpu_encoder.py --json "$results/gpu-encoder.json"
-part "runtime benchmark" "triton numpy" \
-    "$PYTHON" scripts/bench_gpu_product.py --json "$results/gpu-product.json"
+part tests "${limits[2]}" "pytest $everything" \
+    "$PYTHON" -m pytest -m gpu -p no:cacheprovider --maxfail 5 -rfs "${tests[@]}"
+part compress "${limits[3]}" "$everything" "$PYTHON" scripts/bench_gpu_compress.py --layers $layers \
+    --folder "$work/model" --json "$results/gpu-compress.json" "${rows[@]}"
+part product "${limits[4]}" "triton numpy" \
+    "$PYTHON" scripts/bench_gpu_product.py $quick --json "$results/gpu-product.json" "${rows[@]}"
+part generation "${limits[5]}" "$everything" "$PYTHON" -m kquant_cli bench "$work/model/bundle" \
+    --against "$work/model/source" --rounds 1 --device cuda --dtype bfloat16 --json "$results/gpu-generation.json"
 
-printf '\n%-32s result\n' "part"
+printf '\n%-12s result, at the end: %d s\n' part $SECONDS
 printf '%s\n' "${table[@]}"
 exit $failed

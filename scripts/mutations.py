@@ -77,6 +77,31 @@ MUTATIONS = [
         "encoders/annealed/test_least_squares.py",
     ),
     Mutation(
+        "encoders/annealed/hard_sweeps_triton.py",
+        "if error < tl.load(least_ptr + row):",
+        "if error > tl.load(least_ptr + row):",
+        "encoders/annealed/test_hard_sweeps.py",
+    ),
+    Mutation(
+        "encoders/annealed/soft_assignment_triton.py",
+        "tl.where(inside, field - new, 0.0)",
+        "field - new",
+        "encoders/annealed/test_soft_assignment.py",
+    ),
+    Mutation(
+        "bundle/staging.py",
+        'file_sha256(tensors) != values["sha256"]',
+        'len(file_sha256(tensors)) != len(values["sha256"])',
+        "bundle/test_staging.py",
+    ),
+    Mutation(
+        "checkpoint/fingerprint.py",
+        "torch.stack(torch.aminmax(wide))",
+        "torch.aminmax(wide).max",
+        "compress/test_overlapped_runs.py",
+    ),
+    Mutation("overlap.py", "self._thread.shutdown(wait=True)", "self._thread.shutdown(wait=False)", "test_overlap.py"),
+    Mutation(
         "evaluation/windows.py",
         "return min(self.scored, self.end - self.begin - 1)",
         "return self.scored",

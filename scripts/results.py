@@ -31,6 +31,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def append_row(path: Path | None, part: str, **values: Any) -> None:
+    """Append a JSON object to the file of rows, if there is one: in one write, so that several processes may."""
+    if path is not None:
+        with path.open("ab", buffering=0) as file:
+            file.write(json.dumps({"part": part, **values}).encode() + b"\n")
+
+
 def write_results(path: Path | None, values: dict[str, Any]) -> None:
     """Write JSON to `path`, if there is one."""
     if path is not None:

@@ -37,7 +37,7 @@ def write_dense(bundle: Bundle, out: Path, dtype: torch.dtype | None = None, *, 
                 raise KQuantError(f"{out}: exists already; choose another --output, or --overwrite it")
         part, _ = open_part(out, "decompress")
         folder = fresh(part)
-        total = write_weights(folder, entries)
+        total = write_weights(folder, entries).nbytes
         config = {k: v for k, v in bundle.config.items() if k != "quantization_config"}
         if dtype is not None:
             config = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": str(dtype).split(".")[1]}

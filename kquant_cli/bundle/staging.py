@@ -1,7 +1,8 @@
-"""Finished matrices on their way into a bundle: durable one by one, so that an interrupted run goes on where it was.
+"""Finished matrices on their way into a bundle, kept one by one, so that an interrupted run goes on where it was.
 
 The run's part folder (output_folder.py) has, for each finished matrix, `matrices/<n>.safetensors` and then the entry
-`matrices/<n>.json` (name, layout, record), which says that the former is complete. A damaged pair counts as unfinished.
+`matrices/<n>.json` (name, layout, record, SHA-256 of the former). Neither waits for the disk: a pair that is damaged,
+or that a machine that stopped left in part, is not of that SHA-256, and counts as unfinished.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from torch import Tensor
+
 from kquant_cli.bundle.output_folder import open_part
-from kquant_cli.encoded import EncodedMatrix, Layout, Record
+from kquant_cli.encoded import Layout, Record
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.digests import file_sha256
 from kquant_cli.files.json_object import read_object, write_json
 from kquant_cli.files.safetensors_format import TensorInfo
 from kquant_cli.files.safetensors_reader import read_header
@@ -50,22 +54,26 @@ class Staging:
             return None
         try:
             values = read_object(entry)
-            record = Record(**{**values["record"], "trace": tuple(values["record"]["trace"])})
+            record = Record(**{**values["record"], **{key: tuple(values["record"][key]) for key in ("trace", "notes")}})
             layout = Layout.from_dict(values["layout"]) if values["layout"] else None
+            if layout and file_sha256(tensors) != values["sha256"]:
+                return None
             return Staged(name, layout, record, read_header(tensors) if layout else {})
-        except (KQuantError, KeyError, TypeError, ValueError):
+        except (OSError, KQuantError, KeyError, TypeError, ValueError):
             return None
 
-    def save(self, name: str, encoded: EncodedMatrix | None, record: Record) -> Staged:
-        """Make a matrix durable; `encoded` None: it stays dense."""
+    def save(self, name: str, layout: Layout | None, parts: Mapping[str, Tensor], record: Record) -> Staged:
+        """Keep a matrix: its tensors by suffix, on the CPU; no `layout`: it stays dense, and there are none."""
         tensors, entry = self._files(name)
-        if encoded is not None:
-            parts = encoded.to_tensors()
-            with tensor_file(tensors, [(k, t.dtype, tuple(t.shape)) for k, t in parts.items()]) as file:
-                for suffix, tensor in parts.items():
-                    file.write(suffix, tensor)
-        layout = encoded.layout if encoded is not None else None
-        write_json(entry, {"name": name, "layout": layout and layout.to_dict(), "record": asdict(record)})
+        digest = None
+        if layout is not None:
+            entries = [(suffix, part.dtype, tuple(part.shape)) for suffix, part in parts.items()]
+            with tensor_file(tensors, entries, durable=False) as file:
+                for suffix in file.order:
+                    file.write(suffix, parts[suffix])
+                digest = file.sha256
+        values = {"name": name, "layout": layout and layout.to_dict(), "record": asdict(record), "sha256": digest}
+        write_json(entry, values, durable=False)
         return Staged(name, layout, record, read_header(tensors) if layout else {})
 
     def _files(self, name: str) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Finished matrices and the source's other tensors -> the files of a bundle, one tensor in memory at a time."""
+"""Finished matrices and the source's other tensors -> the files of a bundle, a tensor and the next in memory."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from kquant_cli.files.digests import file_sha256
 from kquant_cli.files.json_object import write_json
 from kquant_cli.files.safetensors_reader import read_tensor
 from kquant_cli.files.safetensors_writer import tensor_file
+from kquant_cli.overlap import ahead
 
 SHARD_BYTES = 5_000_000_000
 RESERVED = (CONFIG, INDEX, MANIFEST, RUN)  # names that the bundle uses itself
@@ -51,10 +52,19 @@ def staged_entries(staged: Staged) -> list[Entry]:
     ]
 
 
-def write_weights(folder: Path, entries: Iterable[Entry], shard_bytes: int = SHARD_BYTES) -> int:
-    """Write `model-0000X-of-0000Y.safetensors` and their index; returns the bytes of all tensors.
+@dataclass(frozen=True)
+class Written:
+    """What was written: the bytes of all tensors, and the SHA-256 of each shard by its name."""
 
-    A shard is closed before the tensor that would take it beyond `shard_bytes`.
+    nbytes: int
+    sha256: Mapping[str, str]
+
+
+def write_weights(folder: Path, entries: Iterable[Entry], shard_bytes: int = SHARD_BYTES) -> Written:
+    """Write `model-0000X-of-0000Y.safetensors` and their index.
+
+    A shard is closed before the tensor that would take it beyond `shard_bytes`. It is hashed while it is written, and
+    the next tensor is read meanwhile.
     """
     shards: list[list[Entry]] = [[]]
     for entry in entries:
@@ -62,15 +72,19 @@ def write_weights(folder: Path, entries: Iterable[Entry], shard_bytes: int = SHA
             shards.append([])
         shards[-1].append(entry)
     weight_map: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        by_name = {entry.name: entry for entry in shard}
         with tensor_file(folder / file_name, [(e.name, e.dtype, e.shape) for e in shard]) as file:
-            for entry in shard:
-                file.write(entry.name, entry.read())
-                weight_map[entry.name] = file_name
+            with ahead(by_name[name].read() for name in file.order) as tensors:
+                for name, tensor in zip(file.order, tensors, strict=True):
+                    file.write(name, tensor)
+            digests[file_name] = file.sha256
+        weight_map |= dict.fromkeys(by_name, file_name)
     total = sum(entry.nbytes for shard in shards for entry in shard)
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    return total
+    return Written(total, digests)
 
 
 def copy_files(source: Path, names: Sequence[Path], folder: Path) -> None:
@@ -88,7 +102,10 @@ def bundle_config(source: Mapping[str, Any], staged: Iterable[Staged]) -> dict[s
     return {**source, "quantization_config": quantization}
 
 
-def file_hashes(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file under `folder`, by relative path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+def file_hashes(folder: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file under `folder`, by relative path; `known`: SHA-256 that need not be taken."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        found[name] = {"size": path.stat().st_size, "sha256": known.get(name) or file_sha256(path)}
+    return found

@@ -8,7 +8,8 @@ statistics = collect(checkpoint, [matrix.name for matrix in selection.matrices],
 for group in statistics.groups:
     scale = white_error_scale(column_energy(weights_of(group.members)), group.second_moments)
 
-Importing this room does not import transformers, which takes seconds; measuring does.
+Importing this room does not import transformers, which takes seconds; measuring does, and `import_early` does so
+in a thread.
 """
 
 from kquant_cli.calibration.channel_scaling import (
@@ -20,6 +21,7 @@ from kquant_cli.calibration.channel_scaling import (
     white_error_scale,
 )
 from kquant_cli.calibration.collect_moments import collect
+from kquant_cli.calibration.early_import import import_early
 from kquant_cli.calibration.moments import InputGroup, InputStatistics
 from kquant_cli.calibration.moments_cache import load_or_collect, statistics_path
 from kquant_cli.calibration.text_source import describe_source
@@ -34,6 +36,7 @@ __all__ = [
     "collect",
     "column_energy",
     "describe_source",
+    "import_early",
     "load_or_collect",
     "predicted_loss",
     "searched_scale",

@@ -37,7 +37,10 @@ class Scale:
 
 
 def column_energy(weights: Iterable[Tensor]) -> Tensor:
-    """c_j = sum_i w_ij^2 (in_features,) float64 over the rows of all `weights` (out_features, in_features)."""
+    """c_j = sum_i w_ij^2 (in_features,) float64 over the rows of all `weights` (out_features, in_features).
+
+    Computed on the device of the weights, which is that of the result.
+    """
     totals = []
     for weight in weights:
         pieces = weight.detach().split(max(1, PIECE // weight.shape[1]))

@@ -22,6 +22,7 @@ from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
 from kquant_cli.checkpoint.selection import natural_key
 from kquant_cli.devices import resolve_device
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.late_functions import late_functions
 from kquant_cli.hf.quiet import quiet
 
 if TYPE_CHECKING:
@@ -51,12 +52,13 @@ def collect(
     KQuantError
         The text file cannot be used.
     """
-    from kquant_cli.calibration.input_modules import find_input_modules, outside  # noqa: PLC0415 (transformers: seconds)
-    from kquant_cli.calibration.lazy_model import load_lazy_model  # noqa: PLC0415
-
     device, source = resolve_device(device), open_source(stats)
     matrices = _matrices(checkpoint, names)
-    model: Any = load_lazy_model(checkpoint, device)
+    with late_functions():
+        from kquant_cli.calibration.input_modules import find_input_modules, outside  # noqa: PLC0415
+        from kquant_cli.calibration.lazy_model import load_lazy_model  # noqa: PLC0415 (transformers: seconds)
+
+        model: Any = load_lazy_model(checkpoint, device)
     inputs_of = find_input_modules(model, matrices, checkpoint.tied)
     watched = {module: None for found in inputs_of.values() for module in found.modules}
     if not watched:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kquant_cli.checkpoint.config_files import read_config, read_index
@@ -26,7 +27,7 @@ from kquant_cli.checkpoint.stored_tensor import TensorLike
 from kquant_cli.checkpoint.tied_weights import tied_by_storage, tied_by_value
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.safetensors_format import TensorInfo
-from kquant_cli.files.safetensors_reader import read_header, read_tensor
+from kquant_cli.files.safetensors_reader import read_chunks, read_header, read_tensor
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,25 @@ class Checkpoint:
     tied: Mapping[str, str]
     other_files: tuple[Path, ...]
 
-    def read(self, name: str) -> Tensor:
-        """The tensor `name`, in memory of its own, as it is stored. Raises KQuantError when it cannot be read."""
+    def read(self, name: str, *, pinned: bool = False) -> Tensor:
+        """The tensor `name`, in memory of its own, as it is stored. Raises KQuantError when it cannot be read.
+
+        `pinned`: in memory that a GPU can copy from while others compute; needs CUDA.
+        """
         info = self.tensors[name]
         if isinstance(info, TensorInfo):
-            return read_tensor(info)
+            return read_tensor(info, pinned=pinned)
         if isinstance(info, PickledTensor):
-            return read_pickled(info)
+            return read_pickled(info).pin_memory() if pinned else read_pickled(info)
         raise TypeError(f"{name!r} is in no kind of file that this room knows: {info!r}")
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The entries of the tensor `name` in their order, flat, some MB at a time. Raises as `read` does."""
+        info = self.tensors[name]
+        if isinstance(info, TensorInfo):
+            yield from (torch.frombuffer(chunk, dtype=info.dtype) for chunk in read_chunks(info))
+        else:
+            yield self.read(name).reshape(-1)
 
 
 def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoint:

@@ -9,8 +9,6 @@ from functools import cache
 
 import numpy as np
 import torch
-from scipy.linalg import solve_banded
-from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 
@@ -20,6 +18,9 @@ def lloyd_max(levels: int) -> Tensor:
     Newton's method on the equations above, whose Jacobian is tridiagonal: plain fixed-point iteration, which is used
     for the first steps, would take some ten thousand for 256 levels. Raises ValueError for fewer than one level.
     """
+    from scipy.linalg import solve_banded  # noqa: PLC0415 (0.2 s, which most runs need not spend)
+    from scipy.special import ndtri  # noqa: PLC0415
+
     if levels < 1:
         raise ValueError(f"A quantiser has at least one level, not {levels}.")
     # the best levels have the density phi^(1/3): that of N(0, 3), for many levels (Panter and Dite, 1951)
@@ -45,6 +46,8 @@ def lloyd_max(levels: int) -> Tensor:
 @cache
 def lloyd_max_error(levels: int) -> float:
     """The mean squared error of `lloyd_max`'s quantiser for N(0, 1): 1 - sum_i P_i x_i^2, x_i being interval means."""
+    from scipy.special import ndtr  # noqa: PLC0415
+
     x = lloyd_max(levels).numpy()
     border = np.concatenate([[-np.inf], (x[1:] + x[:-1]) / 2, [np.inf]])
     return float(1 - (np.diff(ndtr(border)) * x**2).sum())
@@ -52,6 +55,8 @@ def lloyd_max_error(levels: int) -> float:
 
 def _interval_means(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mean of each interval, and its derivatives by the interval's upper and lower border."""
+    from scipy.special import ndtr  # noqa: PLC0415
+
     border = np.concatenate([[-np.inf], (x[1:] + x[:-1]) / 2, [np.inf]])
     density = np.exp(-np.square(border) / 2) / np.sqrt(2 * np.pi)
     # on the right the distribution function is near 1, and differences would lose digits: mirror

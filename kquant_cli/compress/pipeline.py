@@ -1,7 +1,8 @@
-"""Compress: walk a checkpoint's matrices, encode each, write a bundle. One matrix is in memory at a time.
+"""Compress: walk a checkpoint's matrices, encode each, write a bundle.
 
-A run is identified by its fingerprint: settings, format and the content of the source. Finished matrices are durable
-(bundle/staging.py), so the same run goes on where an earlier one was interrupted.
+While a matrix is encoded the next one is read and the codes of the last one are written (overlap.py): no more than that
+is in memory. A run is identified by its fingerprint: settings, format and the content of the source. Finished matrices
+are kept (bundle/staging.py), so the same run goes on where an earlier one was interrupted.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import kquant_cli
 from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle
@@ -24,14 +27,17 @@ from kquant_cli.bundle.output_folder import check_part, check_place, fresh, is_f
 from kquant_cli.bundle.reader import open_bundle
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
+from kquant_cli.calibration import import_early, statistics_path
 from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.compress.plan import Job, Plan, describe_texts
 from kquant_cli.compress.preparation import Prepared, Stage, prepare
+from kquant_cli.compress.weights import read_weight
 from kquant_cli.encoded import EncodedMatrix, Record
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.json_object import write_json
 from kquant_cli.native import loops
+from kquant_cli.overlap import Behind, ahead
 from kquant_cli.process_memory import resident_set, return_freed_memory
 
 
@@ -65,7 +71,9 @@ def compress(
     check_output(out, plan.checkpoint.path)
     began = time.perf_counter()
     with writing(out, 2 * plan.estimated_bytes):
-        identity, versions = _identity(plan), _versions(device)
+        measured = plan.config.stats != "none" and not statistics_path(out).exists()
+        with import_early(measured and (overwrite or is_free(out))):
+            identity, versions = _identity(plan), _versions(device)
         if not overwrite and not is_free(out) and _is_same(out, identity["fingerprint"]):
             return False
         check_part(out)
@@ -78,16 +86,7 @@ def compress(
             say(prepared.allocation.sentence())
         for caution in _cautions(plan, device):
             say(caution)
-        staged = {}
-        for job in plan.jobs:
-            start = time.perf_counter()
-            done = staging.find(job.matrix.name)
-            staged[job.matrix.tensor] = done or staging.save(
-                job.matrix.name, *_encode(plan, job, prepared.scales.get(job.matrix.name), device)
-            )
-            return_freed_memory()
-            record = staged[job.matrix.tensor].record
-            progress(Progress(job, record, done is not None, time.perf_counter() - start))
+        staged = _encode_all(plan, prepared.scales, staging, device, progress)
         folder = fresh(staging.folder)
         _write(prepared, folder, staged, identity | {"versions": versions})
         run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": resident_set("peak")}
@@ -140,12 +139,38 @@ def _is_same(out: Path, fingerprint: str) -> bool:
     return True
 
 
+def _encode_all(
+    plan: Plan,
+    scales: Mapping[str, Tensor],
+    staging: Staging,
+    device: torch.device | str,
+    progress: Callable[[Progress], None],
+) -> dict[str, Staged]:
+    """Every matrix, finished and kept, by the name of its tensor."""
+    finished = {job.matrix.tensor: found for job in plan.jobs if (found := staging.find(job.matrix.name))}
+    matrices = [job.matrix for job in plan.jobs if job.matrix.tensor not in finished]
+    saved: dict[str, Future[Staged]] = {}
+    with Behind[Staged]() as behind, ahead(read_weight(plan.checkpoint, m, device) for m in matrices) as weights:
+        for job in plan.jobs:
+            start = time.perf_counter()
+            done = finished.get(job.matrix.tensor)
+            if done is None:
+                encoded, record = _encode(plan, job, next(weights), scales.get(job.matrix.name), device)
+                layout, parts = (encoded.layout, encoded.to_tensors()) if encoded else (None, {})
+                saved[job.matrix.tensor] = behind.run(staging.save, job.matrix.name, layout, parts, record)
+                del encoded, parts
+                return_freed_memory()
+            else:
+                record = done.record
+            progress(Progress(job, record, done is not None, time.perf_counter() - start))
+    return finished | {tensor: future.result() for tensor, future in saved.items()}
+
+
 def _encode(
-    plan: Plan, job: Job, channel_scale: torch.Tensor | None, device: torch.device | str
+    plan: Plan, job: Job, weight: Tensor, channel_scale: Tensor | None, device: torch.device | str
 ) -> tuple[EncodedMatrix | None, Record]:
-    """Encode one matrix, or the settings' answer to one that does not converge."""
-    weight = plan.checkpoint.read(job.matrix.tensor)
-    weight = (weight.T if job.matrix.transposed else weight).contiguous().to(device)
+    """Encode one weight (out_features, in_features), or give the settings' answer to one that does not converge."""
+    weight = weight.to(device, non_blocking=True).contiguous()
     encoded = encode(weight, job.config, channel_scale)
     assert encoded.record is not None
     record = encoded.record
@@ -172,7 +197,7 @@ def _write(prepared: Prepared, folder: Path, staged: dict[str, Staged], identity
     """Everything of the bundle but run.json, into an empty folder."""
     plan, checkpoint = prepared.plan, prepared.plan.checkpoint
     allocation = {"allocation": prepared.allocation.to_dict()} if prepared.allocation else {}
-    stored = write_weights(folder, _entries(checkpoint, staged))
+    written = write_weights(folder, _entries(checkpoint, staged))
     write_json(folder / CONFIG, bundle_config(checkpoint.config, staged.values()))
     copy_files(checkpoint.path, checkpoint.other_files, folder)
     manifest = {
@@ -185,7 +210,7 @@ def _write(prepared: Prepared, folder: Path, staged: dict[str, Staged], identity
         "totals": {
             "parameters": plan.parameters,
             "source_bytes": plan.source_bytes,
-            "bytes": stored,
+            "bytes": written.nbytes,
             "encoded_weights": sum(j.weights for j in plan.jobs if staged[j.matrix.tensor].layout is not None),
             "encoded_bytes": sum(s.nbytes for s in staged.values()),
         },
@@ -194,7 +219,7 @@ def _write(prepared: Prepared, folder: Path, staged: dict[str, Staged], identity
             for job in plan.jobs
             for s in (staged[job.matrix.tensor],)
         },
-        "files": file_hashes(folder),
+        "files": file_hashes(folder, written.sha256),
     }
     write_json(folder / MANIFEST, manifest)
 

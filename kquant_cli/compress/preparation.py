@@ -8,9 +8,10 @@ same name, need not measure it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import islice
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ from kquant_cli.calibration import (
     statistics_path,
     white_error_scale,
 )
-from kquant_cli.checkpoint import Checkpoint, Matrix
 from kquant_cli.compress.plan import Job, Plan
+from kquant_cli.compress.weights import read_weight
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.quiet import quiet
+from kquant_cli.overlap import ahead
 
 SAMPLED_ROWS = 64  # of each matrix that other encoders try a channel scale on
 
@@ -115,29 +117,40 @@ def _with_scales(
         say(f"warning: {note}")
         return replace(plan, notes=(*plan.notes, note)), {}, {"source": "none"}
     scales: dict[str, Tensor] = {}
-    groups = []
-    for group in statistics.groups:
-        found = _group_scale(plan.checkpoint, [jobs[name] for name in group.members], group, device)
-        facts: dict[str, Any] = {"members": list(group.members), "loss": found.loss, "exponents": [found.a, found.b]}
-        groups.append(facts)
-        if found.loss < 1:
-            scales |= dict.fromkeys(group.members, found.d.half())
-            for name in group.members:
-                owner = name if config.on_no_convergence == "keep" else group.members[0]  # a kept one stores nothing
-                jobs[name] = replace(jobs[name], scale_owner=owner)
+    groups: list[dict[str, Any]] = []
+    matrices = [jobs[name].matrix for group in statistics.groups for name in group.members]
+    with ahead(read_weight(plan.checkpoint, matrix, device) for matrix in matrices) as weights:
+        for group in statistics.groups:
+            found = _group_scale([jobs[name] for name in group.members], group, weights, device)
+            groups.append({"members": list(group.members), "loss": found.loss, "exponents": [found.a, found.b]})
+            if found.loss < 1:
+                scales |= dict.fromkeys(group.members, found.d.half())
+                for name in group.members:  # a matrix that is kept dense stores nothing
+                    owner = name if config.on_no_convergence == "keep" else group.members[0]
+                    jobs[name] = replace(jobs[name], scale_owner=owner)
     for note in statistics.notes:
         say(f"note: {note}")
     plan = replace(plan, jobs=tuple(jobs.values()), notes=(*plan.notes, *statistics.notes))
     return plan, scales, {"source": statistics.source, "tokens": statistics.tokens, "groups": groups}
 
 
-def _group_scale(checkpoint: Checkpoint, jobs: Sequence[Job], group: InputGroup, device: torch.device | str) -> Scale:
-    """The channel scale of the layers `jobs`, which share an input."""
-    energy = column_energy(_weight(checkpoint, job.matrix) for job in jobs)
-    if all(job.config.chosen.spreads_error for job in jobs):
+def _group_scale(
+    jobs: Sequence[Job], group: InputGroup, weights: Iterator[Tensor], device: torch.device | str
+) -> Scale:
+    """The channel scale of the layers `jobs`, which share an input; their weights are the next of `weights`."""
+    samples: list[Tensor] = []
+
+    def each() -> Iterator[Tensor]:
+        for weight in islice(weights, len(jobs)):
+            on_device = weight.to(device, non_blocking=True)
+            if not white:
+                samples.append(on_device[:: -(-len(weight) // SAMPLED_ROWS)].to(torch.float32, copy=True))
+            yield on_device
+
+    white = all(job.config.chosen.spreads_error for job in jobs)
+    energy = column_energy(each()).cpu()
+    if white:
         return white_error_scale(energy, group.second_moments)
-    samples = [_weight(checkpoint, job.matrix) for job in jobs]
-    samples = [weight[:: -(-len(weight) // SAMPLED_ROWS)].float().to(device) for weight in samples]
     moments = group.second_moments.to(device)
     configs = [_whole(job.config) for job in jobs]
 
@@ -211,12 +224,6 @@ def _options(jobs: Sequence[Job]) -> dict[str, list[Option]]:
 
 def _possible(config: EncoderConfig) -> tuple[int, ...]:
     return possible_levels(lambda levels: config.refusal(levels) is None)
-
-
-def _weight(checkpoint: Checkpoint, matrix: Matrix) -> Tensor:
-    """The weight (out_features, in_features)."""
-    weight = checkpoint.read(matrix.tensor)
-    return weight.T if matrix.transposed else weight
 
 
 def _whole(config: EncoderConfig) -> EncoderConfig:

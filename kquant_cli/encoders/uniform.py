@@ -17,7 +17,6 @@ from itertools import pairwise
 
 import torch
 from pydantic import Field
-from scipy.special import ndtr, ndtri
 
 from kquant_cli.codebooks import nearest
 from kquant_cli.encoded import EncodedMatrix, Layout, Record
@@ -108,6 +107,8 @@ def _expected_error(levels: int, count: int, centred: bool) -> float:
 
     Levels are centred around zero, or have one below zero more than above.
     """
+    from scipy.special import ndtri  # noqa: PLC0415 (not spent where no error is asked for)
+
     first = (levels - 1) / 2 if centred else levels // 2
     shares = ((k + 0.5) / QUANTILES for k in range(QUANTILES))
     below = (share ** (1 / count) for share in shares)  # P(w < m): of the largest entry, or of the largest magnitude
@@ -118,6 +119,8 @@ def _expected_error(levels: int, count: int, centred: bool) -> float:
 
 def _error_within(largest: float, points: list[float]) -> float:
     """E (w - nearest point)^2 of a standard normal w in [-largest, largest], from the moments of each interval."""
+    from scipy.special import ndtr  # noqa: PLC0415
+
     borders = [-largest, *((a + b) / 2 for a, b in pairwise(points)), largest]
     total = 0.0
     for point, (low, high) in zip(points, pairwise(borders), strict=True):

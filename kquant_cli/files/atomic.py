@@ -14,12 +14,13 @@ SYSTEM = (("/", "dev"), ("/", "proc"))
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[FileIO]:
+def whole_file(path: Path, *, durable: bool = True) -> Iterator[FileIO]:
     """A new file, open for writing, that takes the place of `path` when the block ends well, and is removed otherwise.
 
     The folder is made if need be; a file that was there before gives its permissions; a link stays and its file is
     replaced. What is no plain file (a terminal, a pipe, /dev/null), or a link of the system's (/dev/stdout), cannot be
-    replaced so, and is written to as it is.
+    replaced so, and is written to as it is. `durable`: it is on the disk before it takes its place; else, should the
+    machine stop, it may be there and hold anything (should the process stop, it is whole or not there).
 
     OSError passes through: no space left, no permission, a folder of that name.
     """
@@ -33,7 +34,8 @@ def whole_file(path: Path) -> Iterator[FileIO]:
     try:
         with part.open("xb", buffering=0) as file:
             yield file
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         with suppress(OSError):  # most often there is none
             part.chmod(S_IMODE(path.stat().st_mode))
         part.replace(path)

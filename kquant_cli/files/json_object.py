@@ -69,13 +69,13 @@ def find_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any] | None:
         return None
 
 
-def write_json(path: Path, values: object, *, ascii_only: bool = True) -> None:
+def write_json(path: Path, values: object, *, ascii_only: bool = True, durable: bool = True) -> None:
     """Write `values` to `path`, readable, with keys as they come; what was there stays unless all of it is written.
 
-    Raises ValueError for what JSON cannot hold (NaN); OSError passes through.
+    `durable` as in `atomic.whole_file`. Raises ValueError for what JSON cannot hold (NaN); OSError passes through.
     """
     text = json.dumps(values, indent=1, ensure_ascii=ascii_only, allow_nan=False) + "\n"
-    with whole_file(path) as file:
+    with whole_file(path, durable=durable) as file:
         write_all(file, text.encode("utf-8"))
 
 

@@ -114,12 +114,14 @@ def _invalid(path: Path, why: str) -> KQuantError:
     return KQuantError(f"{path} is not a valid safetensors file: {why}; download it again or save it anew")
 
 
-def read_tensor(info: TensorInfo) -> Tensor:
+def read_tensor(info: TensorInfo, *, pinned: bool = False) -> Tensor:
     """The tensor `info` points to, in memory of its own; reads exactly its bytes.
+
+    `pinned`: into memory that a GPU can copy from while others compute; needs CUDA.
 
     Raises KQuantError, naming file and tensor, when the bytes cannot be read (the file is gone, or was cut since).
     """
-    data = torch.empty(info.nbytes, dtype=torch.uint8)
+    data = torch.empty(info.nbytes, dtype=torch.uint8, pin_memory=pinned)
     with _open_at(info) as file:
         _fill(file, data.numpy().data, info)
     return data.view(info.dtype).reshape(info.shape)

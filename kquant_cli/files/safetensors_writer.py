@@ -7,6 +7,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +27,11 @@ TensorEntry = tuple[str, torch.dtype, tuple[int, ...]]  # name, dtype, shape
 
 @contextmanager
 def tensor_file(
-    path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str] = PYTORCH_METADATA
+    path: Path,
+    entries: Sequence[TensorEntry],
+    metadata: Mapping[str, str] = PYTORCH_METADATA,
+    *,
+    durable: bool = True,
 ) -> Iterator[TensorWriter]:
     """A safetensors file whose tensors arrive one at a time, in any order; equal input gives equal bytes.
 
@@ -34,26 +39,36 @@ def tensor_file(
         file.write("a.weight", tensor)
 
     The file is there when all its tensors are, and not before (`atomic.whole_file`). The data are ordered by element
-    size, descending, then by name: so each tensor is aligned to its elements.
+    size, descending, then by name: so each tensor is aligned to its elements. `durable` as in `atomic.whole_file`.
 
     Raises ValueError for `entries` that do not fit together and for entries never written; OSError (no space left)
     passes through.
     """
     header, infos = _layout(path, entries, metadata)
-    with whole_file(path) as file:
+    with whole_file(path, durable=durable) as file:
         write_all(file, header)
-        writer = TensorWriter(file, infos)
+        writer = TensorWriter(file, header, infos)
         yield writer
         if writer.missing:
             raise ValueError(f"{len(writer.missing)} entries were never written, {min(writer.missing)!r} among them")
 
 
 class TensorWriter:
-    """Puts tensors into their places in a file; `missing`: the names of those to come."""
+    """Puts tensors into their places in a file; `missing`: the names of those to come; `order`: as they lie there."""
 
-    def __init__(self, file: FileIO, infos: Mapping[str, TensorInfo]) -> None:
+    def __init__(self, file: FileIO, header: bytes, infos: Mapping[str, TensorInfo]) -> None:
         self._file, self._infos = file, infos
+        self._digest, self._hashed = sha256(header), len(header)
         self.missing = set(infos)
+        self.order = tuple(sorted(infos, key=lambda name: (infos[name].begin, infos[name].end)))
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole file, taken while it was written. Raises ValueError unless all was, in `order`."""
+        end = max((info.end for info in self._infos.values()), default=self._hashed)
+        if self.missing or self._hashed != end:
+            raise ValueError("the SHA-256 is known where all tensors were written in the order in which they lie")
+        return self._digest.hexdigest()
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write the tensor of entry `name`, which must have the entry's dtype and shape; each entry once.
@@ -67,8 +82,12 @@ class TensorWriter:
             raise ValueError(
                 f"{name!r} should be {info.dtype} of shape {info.shape}, got {tensor.dtype} {tuple(tensor.shape)}"
             )
+        data = tensor_bytes(tensor)
         self._file.seek(info.begin)
-        write_all(self._file, tensor_bytes(tensor))
+        write_all(self._file, data)
+        if info.begin == self._hashed:
+            self._digest.update(data)
+            self._hashed = info.end
         self.missing.remove(name)
 
 

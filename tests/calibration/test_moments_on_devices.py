@@ -9,7 +9,7 @@ import references
 import tiny_models
 import torch
 
-from kquant_cli.calibration import collect
+from kquant_cli.calibration import collect, column_energy
 from kquant_cli.calibration.lazy_model import load_lazy_model
 from kquant_cli.checkpoint import open_checkpoint
 
@@ -39,3 +39,12 @@ def test_a_gpu_gives_what_the_cpu_gives(arch: str, tmp_path: Path):
     for ours, theirs in zip(found.groups, expected.groups, strict=True):
         assert ours.second_moments.device.type == "cpu" and ours.second_moments.dtype == torch.float64
         torch.testing.assert_close(ours.second_moments, theirs.second_moments, rtol=0.1, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_sums_the_columns_energies_in_float64_as_the_cpu_does():
+    weights = [torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows)).half() for rows in (70_000, 5)]
+    found = column_energy(weight.cuda() for weight in weights)
+    assert (found.device.type, found.dtype) == ("cuda", torch.float64)
+    torch.testing.assert_close(found.cpu(), column_energy(weights), rtol=1e-12, atol=0)

@@ -213,3 +213,28 @@ def test_a_fallback_of_the_first_of_those_that_share(tiny_llama, tmp_path, monke
     assert f"{ATTENTION}.k_proj" in scales(bundle)
     assert bundle.layouts[f"{ATTENTION}.q_proj"].channel_scale_from == f"{ATTENTION}.k_proj"
     assert_decodes(bundle, tiny_llama)
+
+
+def test_energies_are_summed_on_the_encoders_device_and_each_weight_is_read_once(tiny_llama, tmp_path, monkeypatch):
+    """For encoders that try scales on a sample of rows, too."""
+    from kquant_cli.checkpoint import Checkpoint
+    from kquant_cli.compress import preparation
+
+    read, moved, original = [], [], Checkpoint.read
+    monkeypatch.setattr(Checkpoint, "read", lambda self, name, **how: read.append(name) or original(self, name, **how))
+    to = torch.Tensor.to
+
+    def moving(tensor: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        if options.get("non_blocking"):
+            moved.append(args[0])
+        return to(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", moving)
+    plan = make_plan(open_checkpoint(tiny_llama), CompressConfig(encoder="uniform"))
+    statistics = InputStatistics(
+        tuple(preparation.InputGroup((job.matrix.name,), torch.ones(job.matrix.shape[1])) for job in plan.jobs), "x", 9
+    )
+    monkeypatch.setattr(preparation, "load_or_collect", lambda *args, **options: statistics)
+    preparation.prepare(plan, tmp_path / "b", "", device="cpu")
+    assert sorted(read) == sorted(job.matrix.tensor for job in plan.jobs)
+    assert moved == ["cpu"] * len(plan.jobs)

@@ -37,7 +37,7 @@ def compress(
 def impose_scales(monkeypatch: pytest.MonkeyPatch, first: float = 0.5) -> None:
     """Channel scales from `first` to 2 in place of the best, which for some matrices are none."""
 
-    def scale(_checkpoint: object, _jobs: object, group: InputGroup, _device: object) -> Scale:
+    def scale(_jobs: object, group: InputGroup, _weights: object, _device: object) -> Scale:
         return Scale(torch.linspace(first, 2, len(group.second_moments)), 1.0, 1.0, 0.5)
 
     monkeypatch.setattr(preparation, "_group_scale", scale)

@@ -277,3 +277,31 @@ def test_missing_and_shortened_files_are_named(tmp_path):
     path.unlink()
     with pytest.raises(KQuantError, match=r"tensor 'a' from .*x\.safetensors: No such file"):
         read_tensor(info)
+
+
+def test_the_sha256_is_that_of_the_file_where_it_was_written_in_order(tmp_path):
+    tensors = {"b": torch.ones(3), "a": torch.zeros(2, dtype=torch.int8), "c": torch.empty(0, 4), "d": torch.ones(5)}
+    entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    with tensor_file(tmp_path / "x", entries) as file:
+        assert file.order == ("b", "c", "d", "a")
+        with pytest.raises(ValueError, match="all tensors"):
+            _ = file.sha256
+        for name in file.order:
+            file.write(name, tensors[name])
+        digest = file.sha256
+    assert digest == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    with tensor_file(tmp_path / "y", entries) as file:
+        for name in ("d", "b", "c", "a"):
+            file.write(name, tensors[name])
+        with pytest.raises(ValueError, match="in the order"):
+            _ = file.sha256
+    assert (tmp_path / "y").read_bytes() == (tmp_path / "x").read_bytes()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_that_need_not_be_durable_is_not_synced(tmp_path, monkeypatch, durable):
+    calls = []
+    monkeypatch.setattr(os, "fsync", calls.append)
+    with tensor_file(tmp_path / "x", [("a", torch.float32, (2,))], durable=durable) as file:
+        file.write("a", torch.ones(2))
+    assert len(calls) == durable

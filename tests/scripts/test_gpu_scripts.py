@@ -67,3 +67,44 @@ def test_the_benchmark_interpreted_and_with_few_packages(run, scripts, tmp_path)
     assert (row["bits"], row["tokens"], row["backend"]) == (4, 1, "gpu")
     assert 0 < row["relative_error"] < 0.012
     assert row["floor_us"] > 0
+
+
+@without_gpu
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+def test_a_share_of_the_kernels_is_checked_and_each_case_is_a_row(run, scripts, tmp_path):
+    """The second of many shares: the hard sweeps at 16 levels, and a product."""
+    size = ("--rows", 12, "--columns", 200, "--quick", "--workers", 40, "--share", 1, "--jsonl", tmp_path / "rows")
+    done = run(sys.executable, scripts / "check_gpu_kernels.py", *size, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
+    assert [(row["kernel"], row["ok"]) for row in rows] == [("hard", True), ("product", True)]
+    assert all(row["error"] <= row["bound"] for row in rows)
+
+
+@without_gpu
+def test_every_share_counts(run, scripts, tmp_path):
+    """Two processes, each with a half; a bound that no kernel can be within makes the whole fail."""
+    script = (scripts / "check_gpu_kernels.py").read_text(encoding="utf-8")
+    few = script.replace("    return found\n\n\ndef relative", "    return found[:2]\n\n\ndef relative")
+    assert few != script
+    (tmp_path / "strict.py").write_text(few.replace("averages(case.levels), 1e-5", "1.0, 1e-5"), encoding="utf-8")
+    done = run(
+        *(sys.executable, tmp_path / "strict.py", "--rows", 8, "--columns", 96, "--workers", 2),
+        TRITON_INTERPRET="1",
+        PYTHONPATH=os.pathsep.join([str(scripts.parent), str(scripts)]),
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "2 cases by 2 processes" in done.stdout
+    assert [line.split()[-1] for line in done.stdout.splitlines() if "16 levels" in line].count("ok") == 1
+
+
+def test_the_whole_command_is_measured_by_stages(run, scripts, tmp_path):
+    """On a CPU, tiny: the numbers say nothing but that they are there."""
+    files = ("--json", tmp_path / "x.json", "--jsonl", tmp_path / "rows", "--folder", tmp_path / "model")
+    tiny = ("--tiny", "--layers", 1, "--effort", "fast", "--device", "cpu")
+    done = run(sys.executable, scripts / "bench_gpu_compress.py", *tiny, *files)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "x.json").read_text())["runs"]
+    assert 0 < row["first_statistic_s"] <= row["first_matrix_s"] <= row["last_matrix_s"] <= row["seconds"]
+    assert json.loads((tmp_path / "rows").read_text()) == {"part": "compress", **row}
+    assert (tmp_path / "model" / "bundle" / "kquant.json").exists()

@@ -16,43 +16,33 @@ and each is extrapolated by a momentum, which is worth a factor of three to five
               v' = mean_v(t, s),  v+ = v' + mu (v' - v),  t = x - Q v+
 
 At the end every position takes its nearest point, and a few hard sweeps move some of the positions (`moving`) to their
-nearest point; each row keeps the best that it has seen. Two transforms a sweep; nothing is read back to the host.
+nearest point (hard_sweeps.py). Two transforms a sweep; nothing is read back to the host.
 
-On a CPU with a compiler native/anneal.cpp does the same, some ten times as fast.
+On a CPU with a compiler native/anneal.cpp does the same, some ten times as fast; on a GPU kernels do
+(anneal_triton.py), which are tried against torch once before they are used.
 """
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+import logging
+from functools import cache
+from importlib.util import find_spec
 
 import torch
-from numpy.random import RandomState
 from torch import Tensor
 
 from kquant_cli.bases import CoupledBases
 from kquant_cli.bases.coupled import LoopTables
+from kquant_cli.encoders.annealed.hard_sweeps import settle
 from kquant_cli.encoders.annealed.soft_assignment import average
+from kquant_cli.encoders.annealed.sweeps import Sweeps, moving_positions
 from kquant_cli.native import library
 from kquant_cli.threads import for_each
 
 BLOCK = 64  # rows that a thread takes at a time
 ELEMENTS = {"cpu": 2**18, "cuda": 2**25}  # that go through torch's operations at a time
-
-
-@dataclass(frozen=True)
-class Sweeps:
-    """What drives the annealing: codebook (K, 2), betas and momenta (sweeps,), moving (hard, size) bool; on the CPU."""
-
-    codebook: Tensor
-    betas: Tensor
-    momenta: Tensor
-    moving: Tensor
-
-
-def moving_positions(sweeps: int, size: int, share: float, seed: int) -> Tensor:
-    """Which positions each hard sweep moves: (sweeps, size) bool, the same on every machine."""
-    return torch.from_numpy(RandomState(seed).random_sample((sweeps, size)) < share)
+TRIED, AGREEING = (8, 192), 0.9  # rows of a trial; the share of its codes: the kernels round otherwise than torch
 
 
 def anneal(x: Tensor, bases: CoupledBases, drive: Sweeps) -> tuple[Tensor, Tensor]:
@@ -65,7 +55,8 @@ def anneal(x: Tensor, bases: CoupledBases, drive: Sweeps) -> tuple[Tensor, Tenso
     if x.device.type == "cpu" and tables is not None and (compiled := library("anneal")) is not None:
         return _anneal_compiled(compiled, x, tables, drive)
     rows = max(1, ELEMENTS.get(x.device.type, ELEMENTS["cpu"]) // bases.size)
-    parts = [_anneal_torch(part, bases, drive) for part in x.split(rows)]
+    loops = _anneal_kernels if x.is_cuda and _kernels_work(x.device, drive.codebook) else _anneal_torch
+    parts = [loops(part, bases, drive) for part in x.split(rows)]
     return torch.cat([codes for codes, _ in parts]), torch.stack([sums for _, sums in parts]).sum(dim=0) / x.numel()
 
 
@@ -81,37 +72,41 @@ def _anneal_torch(x: Tensor, bases: CoupledBases, drive: Sweeps) -> tuple[Tensor
         s = bases.couple_adjoint(x - extrapolated)
         v, extrapolated = average(t, s, codebook, 1, beta, momentum, v)
         t = x - bases.couple(extrapolated)
-    codes = nearest_codes(t, s, drive.codebook)
-    t, s, least = _fields(x, codes, bases, codebook)
-    best = codes
-    for moving in drive.moving.to(x.device):
-        codes = torch.where(moving, nearest_codes(t, s, drive.codebook), codes)
-        t, s, errors = _fields(x, codes, bases, codebook)
-        best = torch.where((errors < least).unsqueeze(1), codes, best)
-        least = torch.minimum(errors, least)
-    return best.to(torch.uint8), torch.stack(sums)
+    return settle(x, t, s, bases, drive.codebook, drive.moving), torch.stack(sums)
 
 
-def _fields(x: Tensor, codes: Tensor, bases: CoupledBases, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """t and s of hard codes, and each row's squared error (rows,)."""
-    u, v = codebook[:, 0][codes], codebook[:, 1][codes]
-    t = x - bases.couple(v)
-    return t, bases.couple_adjoint(x - u), (t - u).square().sum(dim=1)
+def _anneal_kernels(x: Tensor, bases: CoupledBases, drive: Sweeps) -> tuple[Tensor, Tensor]:
+    from kquant_cli.encoders.annealed.anneal_triton import anneal_fused  # noqa: PLC0415 (imports Triton)
+
+    return anneal_fused(x, bases, drive)
 
 
-def nearest_codes(t: Tensor, s: Tensor, codebook: Tensor) -> Tensor:
-    """The index (rows, size), int64, of the point nearest to each (t, s); of equals the first.
+def _kernels_work(device: torch.device, codebook: Tensor) -> bool:
+    return _trial(device, tuple(map(tuple, codebook.tolist())))
 
-    The codebook is best on the host: its numbers are read one by one.
-    """
-    best = torch.full_like(t, -torch.inf)
-    codes = torch.zeros_like(t, dtype=torch.int64)
-    for k, (c, d) in enumerate(codebook.tolist()):
-        value = t * c + s * d - (c * c + d * d) / 2
-        better = value > best
-        best = torch.where(better, value, best)
-        codes = torch.where(better, k, codes)
-    return codes
+
+@cache
+def _trial(device: torch.device, points: tuple[tuple[float, float], ...]) -> bool:
+    """Whether the kernels are there, compile for that codebook, and give what torch gives; else a warning says why."""
+    if not find_spec("triton"):
+        return False
+    rows, size = TRIED
+    x = torch.randn(rows, size, generator=torch.Generator().manual_seed(0)).to(device)
+    betas, momenta = torch.tensor([1.0, 2.0]), torch.tensor([0.3, 0.6])
+    drive = Sweeps(torch.tensor(points), betas, momenta, moving_positions(2, size, 0.4, 0))
+    try:
+        codes, sums = _anneal_kernels(x, CoupledBases(size, 0), drive)
+        expected, squares = _anneal_torch(x, CoupledBases(size, 0), drive)
+        agreeing = float((codes == expected).float().mean())
+        same = agreeing >= AGREEING and torch.allclose(sums, squares, rtol=1e-3)
+        reason = "" if same else f"{agreeing:.0%} of their codes are those of torch"
+    except Exception as error:  # whatever a compiler or a driver raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if reason:
+        logging.getLogger("kquant_cli").warning(
+            "warning: the kernels of the annealing do not work here (%s), so torch does it, more slowly", reason
+        )
+    return not reason
 
 
 def _anneal_compiled(compiled: ctypes.CDLL, x: Tensor, bases: LoopTables, drive: Sweeps) -> tuple[Tensor, Tensor]:

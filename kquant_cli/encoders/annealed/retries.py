@@ -11,7 +11,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from kquant_cli.bases import CoupledBases
-from kquant_cli.encoders.annealed.annealing import Sweeps, anneal
+from kquant_cli.encoders.annealed.annealing import anneal
+from kquant_cli.encoders.annealed.sweeps import Sweeps
 
 RETRY_ABOVE = 1.15  # times the expected error: three standard deviations of the rows of 256 columns
 MOMENTUM_FACTORS = (0.7, 0.0)  # one attempt after the other

@@ -2,13 +2,11 @@
 
     w_k = exp(-beta |(t, s) - C_k|^2),    mean = sum_k values_k w_k / sum_k w_k
 
-On a GPU one fused kernel does it and the extrapolation (soft_assignment_triton.py): four numbers read, two written a
-position. Here is the same in torch: a few passes over memory for every point.
+In torch that is a few passes over memory for every point. On a GPU a kernel does it with all that a half of a sweep has
+beside the transform (soft_assignment_triton.py).
 """
 
 from __future__ import annotations
-
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -21,10 +19,6 @@ def average(
 
     t, s, old (rows, size) float32; codebook (K, 2).
     """
-    if t.is_cuda and find_spec("triton"):
-        from kquant_cli.encoders.annealed.soft_assignment_triton import average_fused  # noqa: PLC0415
-
-        return average_fused(t, s, codebook, column, beta, momentum, old)
     mean = _average(t, s, codebook, column, beta)
     return mean, torch.lerp(old, mean, 1 + momentum)
 

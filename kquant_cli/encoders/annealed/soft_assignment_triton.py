@@ -1,11 +1,14 @@
-"""The soft assignment as one Triton kernel: each position reads t, s and the old mean, and writes both results.
+"""A half of a soft sweep as one Triton kernel: all of it but the transform.
 
-The points of the codebook stay in the cache. TRITON_INTERPRET=1 runs the kernel on a machine without a GPU.
+    t = x - Q v,   mean = mean(t, s) of u or v,   new = mean + momentum (mean - old)
+    u:  x - new, which the transform takes, and the sum of (t - new)^2 over each block of positions, for the trace
+    v:  new, which the transform takes
+
+Each position is read once, and the points of the codebook stay in the cache. TRITON_INTERPRET=1 runs the kernel on a
+machine without a GPU.
 """
 
 from __future__ import annotations
-
-from contextlib import nullcontext
 
 import torch
 import triton
@@ -18,12 +21,14 @@ BLOCK = 1024
 
 @triton.jit
 def _soft(  # type: ignore[no-untyped-def]
-    t_ptr,
+    x_ptr,
+    qv_ptr,
     s_ptr,
     old_ptr,
     codebook_ptr,
     mean_ptr,
-    extrapolated_ptr,
+    out_ptr,
+    squares_ptr,
     count,
     factor,
     momentum,
@@ -33,7 +38,9 @@ def _soft(  # type: ignore[no-untyped-def]
 ):
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < count
-    t = tl.load(t_ptr + at, mask=inside, other=0.0) * factor
+    x = tl.load(x_ptr + at, mask=inside, other=0.0)
+    field = x - tl.load(qv_ptr + at, mask=inside, other=0.0)
+    t = field * factor
     s = tl.load(s_ptr + at, mask=inside, other=0.0) * factor
     most = tl.full((block,), -3.0e38, tl.float32)
     for k in range(levels):
@@ -50,18 +57,39 @@ def _soft(  # type: ignore[no-untyped-def]
         weighted += weight * (d if column else c)
     mean = weighted / total
     old = tl.load(old_ptr + at, mask=inside, other=0.0)
+    new = mean + momentum * (mean - old)
     tl.store(mean_ptr + at, mean, mask=inside)
-    tl.store(extrapolated_ptr + at, mean + momentum * (mean - old), mask=inside)
+    if column:
+        tl.store(out_ptr + at, new, mask=inside)
+    else:
+        tl.store(out_ptr + at, x - new, mask=inside)
+        error = tl.where(inside, field - new, 0.0)
+        tl.store(squares_ptr + tl.program_id(0), tl.sum(error * error, axis=0))
 
 
-def average_fused(
-    t: Tensor, s: Tensor, codebook: Tensor, column: int, beta: float, momentum: float, old: Tensor
+def blocks(x: Tensor) -> int:
+    """How many sums of squares `half_sweep` gives for x."""
+    return triton.cdiv(x.numel(), BLOCK)
+
+
+def half_sweep(
+    x: Tensor,
+    qv: Tensor,
+    s: Tensor,
+    old: Tensor,
+    codebook: Tensor,
+    column: int,
+    beta: float,
+    momentum: float,
+    squares: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """As `soft.average`, for contiguous float32 tensors on one device."""
-    mean, extrapolated = torch.empty_like(t), torch.empty_like(t)
-    grid = (triton.cdiv(t.numel(), BLOCK),)
-    tensors = (t, s, old, codebook.contiguous(), mean, extrapolated)
+    """The means of the codebook's `column` (0: u, 1: v) and what the transform takes: x - new for u, new for v.
+
+    x, qv, s, old (rows, size) and codebook (K, 2), contiguous float32 on one device, the current one. For u the sums of
+    squares of each block go to `squares` (blocks,).
+    """
+    mean, out = torch.empty_like(x), torch.empty_like(x)
+    tensors = (x, qv, s, old, codebook, mean, out, squares)
     options = {"levels": len(codebook), "column": column, "block": BLOCK}
-    with torch.cuda.device(t.device) if t.is_cuda else nullcontext():  # Triton launches on the current device
-        _soft[grid](*tensors, t.numel(), 2 * beta * LOG2_E, momentum, **options)
-    return mean, extrapolated
+    _soft[(blocks(x),)](*tensors, x.numel(), 2 * beta * LOG2_E, momentum, **options)
+    return mean, out

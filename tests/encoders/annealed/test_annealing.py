@@ -7,8 +7,9 @@ import torch
 
 from kquant_cli.bases import CoupledBases
 from kquant_cli.encoders.annealed import annealing
-from kquant_cli.encoders.annealed.annealing import Sweeps, anneal, moving_positions, nearest_codes
+from kquant_cli.encoders.annealed.annealing import anneal
 from kquant_cli.encoders.annealed.schedule import find_schedule, points
+from kquant_cli.encoders.annealed.sweeps import Sweeps, moving_positions
 from kquant_cli.native import library
 from kquant_cli.threads import for_each
 
@@ -192,20 +193,6 @@ def test_the_order_of_the_work_does_not_matter(monkeypatch):
     again, again_trace = by_loops(x, 64, drive)
     assert (codes == again).all()
     assert (trace == again_trace).all()
-
-
-def test_nearest_codes_by_brute_force():
-    generator = np.random.RandomState(0)
-    t, s = generator.standard_normal((2, 30, 40)).astype(np.float32)
-    codebook = generator.standard_normal((37, 2)).astype(np.float32)
-    expected = reference.nearest(t.astype(float), s.astype(float), codebook.astype(float))
-    assert (nearest_codes(*map(torch.from_numpy, (t, s, codebook))).numpy() == expected).all()
-
-
-def test_nearest_codes_of_equals_the_first():
-    codebook = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
-    t, s = torch.tensor([[2.0, -2.0, 0.0]]), torch.zeros(1, 3)
-    assert nearest_codes(t, s, codebook).tolist() == [[0, 1, 0]]
 
 
 def test_moving_positions_are_a_share_and_never_change():

@@ -6,9 +6,10 @@ import torch
 from kquant_cli.bases import CoupledBases
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
-from kquant_cli.encoders.annealed.annealing import Sweeps, anneal, moving_positions
+from kquant_cli.encoders.annealed.annealing import anneal
 from kquant_cli.encoders.annealed.retries import anneal_with_retries, row_errors
 from kquant_cli.encoders.annealed.schedule import SWEEPS, expected_errors, find_schedule, points
+from kquant_cli.encoders.annealed.sweeps import Sweeps, moving_positions
 
 
 def unit_rows(rows, size, seed):

@@ -76,21 +76,29 @@ def test_the_inputs_are_left_alone():
 INTERPRETED = """
 import numpy, torch
 from test_soft_assignment import case, expected
-from kquant_cli.encoders.annealed.soft_assignment_triton import average_fused
+from kquant_cli.encoders.annealed.soft_assignment_triton import blocks, half_sweep
 for levels, shape in ((3, (1, 1)), (3, (5, 1000)), (16, (2, 1024)), (256, (1, 1100))):
-    t, s, old, codebook = case(levels, shape)
+    x, s, old, codebook = case(levels, shape)
+    qv = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     for column, beta in ((0, 1.0), (1, 9.0), (0, 1e5))[: 3 if levels < 256 else 2]:
-        results = average_fused(t, s, codebook, column, beta, 0.6, old)
-        for result, number in zip(results, expected(t, s, old, codebook, column, beta, 0.6)):
-            assert result.shape == t.shape and torch.isfinite(result).all()
-            if beta < 1e5:
-                numpy.testing.assert_allclose(result, number, rtol=0, atol=4e-5)
+        squares = torch.full((blocks(x),), 7.0)
+        mean, out = half_sweep(x, qv, s, old, codebook, column, beta, 0.6, squares)
+        means, new = expected(x - qv, s, old, codebook, column, beta, 0.6)
+        assert mean.shape == out.shape == x.shape and torch.isfinite(mean).all() and torch.isfinite(out).all()
+        if beta < 1e5:
+            numpy.testing.assert_allclose(mean, means, rtol=0, atol=4e-5)
+            numpy.testing.assert_allclose(out, new if column else x - new, rtol=0, atol=4e-5)
+        if column:
+            assert (squares == 7).all()
+        else:
+            error = (x - qv) - (x - out)
+            assert abs(squares.sum() - error.square().sum()) <= 1e-4 * error.square().sum()
 print("done")
 """
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
-def test_the_triton_kernel_as_it_is_interpreted():
+def test_the_kernel_as_it_is_interpreted():
     """Sizes below, at and above a block of 1024, and no multiples of it. In a process of its own: at import Triton
     decides whether it compiles or interprets."""
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])  # noqa: PTH120
