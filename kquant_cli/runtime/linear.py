@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kquant_cli.encoded import EncodedMatrix, Layout
 from kquant_cli.runtime.basis_cache import BasisCache
+from kquant_cli.runtime.device_product import device_product
 from kquant_cli.runtime.input_transform import InputTransform
 from kquant_cli.runtime.operators import compiled_product, layout_key, unscaled
 from kquant_cli.runtime.products import Packed
@@ -81,6 +82,9 @@ class KashinLinear(nn.Module):
             y = compiled_product(x, *matrix, group_scale, col_scale, self._channel_scale(), self.layout_key)
         else:
             packed = Packed(*matrix, self.in_features, group_scale, self.layout.group if grouped else 0)
+            whole = device_product(self.layout, packed, x, self._channel_scale(), col_scale, scale, self.bias)
+            if whole is not None:
+                return whole
             inputs = self.input_transform(x, self._channel_scale(), self)
             y = unscaled(self.layout, inputs, packed, col_scale, self.left_bases)
         if scale is not None and not grouped:

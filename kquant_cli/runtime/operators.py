@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kquant_cli.encoded import Layout
 from kquant_cli.runtime.basis_cache import BasisCache
+from kquant_cli.runtime.device_product import device_product
 from kquant_cli.runtime.input_transform import InputTransform, computed_dtype
 from kquant_cli.runtime.products import Packed, product, transposed_product
 
@@ -69,6 +70,9 @@ def compiled_product(
     """y (..., out_features) of x (..., in_features) by `unscaled`; `key` is that of `layout_key`."""
     layout, transform, bases = _known(key)
     packed = Packed(codes, codebook, layout.shape[1], group_scale, layout.group)
+    y = device_product(layout, packed, x, channel_scale, col_scale)
+    if y is not None:
+        return y.to(computed_dtype(x))
     y = unscaled(layout, transform(x, channel_scale, None), packed, col_scale, bases)
     return y.view(*x.shape[:-1], y.shape[-1])
 
