@@ -1,5 +1,6 @@
 """Products of whole layers on a CUDA device, from x to y: what is faster than transforms, codes and scales in turn.
 
+    few tokens      the codes are multiplied by CUDA kernels, with integers for activations (products/cuda.py)
     many tokens     the weight is decoded once into a buffer, and multiplied as a dense one (products/dense.py)
 
 A kernel is used only where, at its first use on a device, it computed what the plain reference does
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from kquant_cli.bases import CoupledBases
 from kquant_cli.encoded import Layout
-from kquant_cli.runtime.products import Packed, asked_backend, dense
+from kquant_cli.packing import word
+from kquant_cli.runtime.input_transform import InputTransform
+from kquant_cli.runtime.products import Packed, asked_backend, cuda, dense
+from kquant_cli.runtime.products.cuda_trial import product_passed
 
 
 def device_product(
@@ -22,25 +26,30 @@ def device_product(
     x: Tensor,
     channel_scale: Tensor | None,
     col_scale: Tensor | None,
+    transform: InputTransform,
+    reader: object,
     scale: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor | None:
-    """y (..., rows) of x (..., columns) in x's dtype, `scale` of the rows and `bias` included; None: not here."""
+    """y (..., rows) of x (..., columns) in x's dtype, `scale` of the rows and `bias` included; None: not here.
+
+    `transform` keeps what layers share that read the same x; `reader` is the layer, as it takes it.
+    """
     frame = layout.frame
     pair = CoupledBases.of(frame.right_u, frame.right_v)
     wanted = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    if (
-        pair is None
-        or frame.left_u
-        or frame.left_v
-        or col_scale is not None
-        or wanted
-        or asked_backend() == "reference"
-    ):
+    if pair is None or frame.left_u is not None or frame.left_v is not None or col_scale is not None or wanted:
         return None
-    matrix = x.reshape(-1, packed.columns)
+    asked, matrix = asked_backend(), x.reshape(-1, packed.columns)
+    if asked == "reference":
+        return None
     bias = None if bias is None else bias.to(x.dtype)
     if len(matrix) >= dense.DENSE_TOKENS and dense.supports(pair, packed, x):
-        y = torch.nn.functional.linear(matrix, dense.decode(pair, packed, x.dtype, channel_scale, scale), bias)
-        return y.view(*x.shape[:-1], packed.rows)
+        weight = dense.decode(pair, packed, x.dtype, channel_scale, scale)
+        return torch.nn.functional.linear(matrix, weight, bias).view(*x.shape[:-1], packed.rows)
+    if asked is None and cuda.transforms(pair, matrix):
+        found = cuda.look_up_of(packed)
+        if found is not None and product_passed(pair, packed, found, matrix):
+            limbs = transform.limbs(x, channel_scale, reader, word(packed.levels)[0])
+            return cuda.product(packed, found, limbs, scale, bias, x.dtype).view(*x.shape[:-1], packed.rows)
     return None

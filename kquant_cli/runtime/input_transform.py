@@ -11,15 +11,18 @@ not tell that it was written to, so there an input must not change between the f
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kquant_cli.bases import BasisSpec
+from kquant_cli.bases import BasisSpec, CoupledBases
 from kquant_cli.runtime.basis_cache import BasisCache
 from kquant_cli.runtime.basis_pair import adjoint_pair
+from kquant_cli.runtime.products import asked_backend, cuda
+from kquant_cli.runtime.products.cuda_trial import transform_passed
 
 
 @dataclass
@@ -39,20 +42,36 @@ class InputTransform:
         b is None where the codebook has one column, and a itself where both bases are the same. `reader` is the layer
         that asks: one that asks again begins another pass.
         """
+        return self._once("floats", x, reader, lambda: self._compute(x, channel_scale))
+
+    def limbs(self, x: Tensor, channel_scale: Tensor | None, reader: object, digits: int) -> cuda.Limbs:
+        """The same as products/cuda.py multiplies it, for words of so many digits; where `cuda.transforms` says yes."""
+        pair = CoupledBases.of(self.right_u, self.right_v)
+        assert pair is not None
+        matrix = x.reshape(-1, x.shape[-1])
+        return self._once(digits, x, reader, lambda: cuda.limbs(pair, matrix, channel_scale, digits))
+
+    def _once(self, form: Hashable, x: Tensor, reader: object, compute: Callable[[], Any]) -> Any:
+        """`compute()`, or what it was for this input when another reader asked for the same form."""
         if self.readers == 1 or (x.requires_grad and torch.is_grad_enabled()):
-            return self._compute(x, channel_scale)
+            return compute()
         kept = self._kept
         if kept is None or kept.input() is not x or kept.state != _state(x) or id(reader) in kept.read:
-            # The callback frees a and b when the input is freed, should a reader never come (a skipped layer).
-            kept = _Kept(weakref.ref(x, self._forget), _state(x), self._compute(x, channel_scale))
-            self._kept = kept
+            # The callback frees what is kept when the input is freed, should a reader never come (a skipped layer).
+            kept = self._kept = _Kept(weakref.ref(x, self._forget), _state(x))
+        if form not in kept.values:
+            kept.values[form] = compute()
         kept.read.add(id(reader))
         if len(kept.read) == self.readers:
             self._kept = None
-        return kept.value
+        return kept.values[form]
 
     def _compute(self, x: Tensor, channel_scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x = x.reshape(-1, x.shape[-1]).to(computed_dtype(x))
+        pair = CoupledBases.of(self.right_u, self.right_v) if self.columns == 2 else None
+        wanted = x.requires_grad and torch.is_grad_enabled()
+        if pair is not None and not wanted and asked_backend() is None and transform_passed(pair, x):
+            return cuda.floats(pair, x, channel_scale)
         inverse = None
         if channel_scale is not None:
             inverse = channel_scale.to(x.device, torch.promote_types(x.dtype, torch.float32)).reciprocal()
@@ -69,11 +88,11 @@ class InputTransform:
 
 @dataclass
 class _Kept:
-    """The coordinates of one input, and the ids of the layers that have read them."""
+    """The coordinates of one input in the forms that were asked for, and the ids of the layers that have read them."""
 
     input: weakref.ref[Tensor]
     state: tuple[Any, ...]
-    value: tuple[Tensor, Tensor | None]
+    values: dict[Hashable, Any] = field(default_factory=dict)
     read: set[int] = field(default_factory=set)
 
 

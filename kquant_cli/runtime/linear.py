@@ -82,8 +82,8 @@ class KashinLinear(nn.Module):
             y = compiled_product(x, *matrix, group_scale, col_scale, self._channel_scale(), self.layout_key)
         else:
             packed = Packed(*matrix, self.in_features, group_scale, self.layout.group if grouped else 0)
-            whole = device_product(self.layout, packed, x, self._channel_scale(), col_scale, scale, self.bias)
-            if whole is not None:
+            given = (self.layout, packed, x, self._channel_scale(), col_scale, self.input_transform, self)
+            if (whole := device_product(*given, scale, self.bias)) is not None:
                 return whole
             inputs = self.input_transform(x, self._channel_scale(), self)
             y = unscaled(self.layout, inputs, packed, col_scale, self.left_bases)

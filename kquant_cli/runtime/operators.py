@@ -70,7 +70,7 @@ def compiled_product(
     """y (..., out_features) of x (..., in_features) by `unscaled`; `key` is that of `layout_key`."""
     layout, transform, bases = _known(key)
     packed = Packed(codes, codebook, layout.shape[1], group_scale, layout.group)
-    y = device_product(layout, packed, x, channel_scale, col_scale)
+    y = device_product(layout, packed, x, channel_scale, col_scale, transform, None)
     if y is not None:
         return y.to(computed_dtype(x))
     y = unscaled(layout, transform(x, channel_scale, None), packed, col_scale, bases)
