@@ -15,9 +15,10 @@ import sys
 from importlib.util import find_spec
 
 import torch
+from bench_gpu_product import layer_of
 
 from kquant_cli.packing import pack
-from kquant_cli.runtime.products import Packed, backend_for, product, reference
+from kquant_cli.runtime.products import Packed, backend_for, product, reference, trial
 
 BOUNDS = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 LEVELS = (2, 3, 4, 5, 8, 12, 16, 24, 32, 256)
@@ -49,6 +50,20 @@ def products(rows: int, columns: int, levels: int, dtype: torch.dtype) -> float:
                     expected = reference.product(packed, a.double(), b.double() if terms == 2 else None, split)
                     errors.append(relative_error(product(packed, a, v, split), expected))
     return float(torch.tensor(errors).max())
+
+
+def layers(rows: int, columns: int, levels: int, dtype: torch.dtype) -> float:
+    """The largest error of a layer from its codes, over the numbers of tokens, by whatever kernels are for them."""
+    codes = torch.randint(levels, (rows, columns), dtype=torch.uint8, device="cuda")
+    book = torch.randint(-126, 127, (levels, 2), device="cuda") * 0.01
+    layer = layer_of(Packed(pack(codes, levels), book, columns))
+    weight = layer.encoded().decode(torch.float64)
+    errors = []
+    for tokens in TOKENS:
+        x = torch.randn(tokens, columns, device="cuda").to(dtype)
+        with torch.no_grad():
+            errors.append(relative_error((layer(x),), (x.double() @ weight.T,)))
+    return max(errors)
 
 
 def graph(rows: int, columns: int) -> float:
@@ -104,6 +119,13 @@ def main() -> None:
         for dtype, bound in BOUNDS.items():
             name = f"product, {levels} levels, {str(dtype).removeprefix('torch.')}"
             report(name, products(args.rows, args.columns, levels, dtype), bound)
+    for levels in LEVELS:
+        for dtype in (torch.float16, torch.bfloat16):  # a layer rounds its activations, too
+            name = f"layer, {levels} levels, {str(dtype).removeprefix('torch.')}"
+            report(name, layers(args.rows, args.columns, levels, dtype), 2 * BOUNDS[dtype])
+    for kernel in trial.switched_off():
+        print(f"switched off: {kernel}")
+        good = False
     report("product in a CUDA graph", graph(args.rows, args.columns), 0.0)
     encoders = find_spec("pydantic") and find_spec("yaml")
     if not encoders:

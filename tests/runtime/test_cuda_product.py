@@ -1,6 +1,9 @@
 """The CUDA kernels for few tokens against float64: their own source, emulated, and on a GPU where there is one."""
 
+import ctypes
+import mmap
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,6 +153,21 @@ def test_what_is_no_number_is_not_lost_and_zeros_stay(launcher):
     assert bool(y[:2].isnan().all())
     assert bool((y[2] == 0).all())
     assert float((y[3].double() - case.expected[3]).norm() / case.expected[3].norm()) < TOLERANCES[y.dtype]
+
+
+@needs_emulator
+@pytest.mark.parametrize("kind", LEVELS)
+def test_nothing_is_read_behind_the_codes(launcher, kind):
+    """They end where a page ends that is followed by one that cannot be read: to read it ends the process."""
+    page = 4 * mmap.PAGESIZE
+    memory = mmap.mmap(-1, page + mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + page), mmap.PAGESIZE, 0) == 0
+    case = make(kind, 21, 896, 2)
+    codes = case.packed.codes
+    behind = torch.frombuffer(memory, dtype=torch.uint8, count=codes.numel(), offset=page - codes.numel())
+    packed = replace(case.packed, codes=behind.view(codes.shape).copy_(codes))
+    check(case._replace(packed=packed))
 
 
 @pytest.mark.gpu

@@ -137,6 +137,8 @@ def test_a_kernel_that_errs_is_switched_off_and_said_once(launcher, monkeypatch,
     (record,) = caplog.records
     assert "product.cu" in record.message
     assert ("illegal instruction" if fault == "broken" else "relative error is 2.0e-02") in record.message
+    (off,) = trial.switched_off()
+    assert off.startswith("product.cu cpu 16 ")
 
 
 def test_nothing_is_tried_while_a_graph_is_captured(launcher, monkeypatch):

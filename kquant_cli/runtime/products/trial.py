@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-_verdicts: dict[Hashable, bool] = {}
+_verdicts: dict[tuple[Hashable, ...], bool] = {}
 
 
 def passed(key: tuple[Hashable, ...], error: Callable[[], float], bound: float) -> bool:
@@ -36,6 +36,11 @@ def passed(key: tuple[Hashable, ...], error: Callable[[], float], bound: float) 
         )
     _verdicts[key] = not reason
     return not reason
+
+
+def switched_off() -> list[str]:
+    """The kernels that did not pass, each with its device and format."""
+    return [" ".join(map(str, key)) for key, good in _verdicts.items() if not good]
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
