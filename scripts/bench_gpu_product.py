@@ -102,7 +102,8 @@ def layer_seconds(layers: list[KashinLinear], x: Tensor, decoded: bool, repeats:
     """Of a layer from its codes, or by decoding its weight (None where that cannot be)."""
     pair = CoupledBases(layers[0].in_features, 0)
     packed = Packed(layers[0].weight_codes, layers[0].weight_codebook, layers[0].in_features)
-    if decoded and not dense.supports(pair, packed, x):
+    scales = dense.Scales(layers[0].weight_scale, None, layers[0].weight_channel_scale)
+    if decoded and not dense.supports(pair, packed, x, scales):
         return None
     dense.DENSE_TOKENS = 0 if decoded else NEVER
     with torch.no_grad():

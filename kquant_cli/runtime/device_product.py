@@ -38,18 +38,23 @@ def device_product(
     frame = layout.frame
     pair = CoupledBases.of(frame.right_u, frame.right_v)
     wanted = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    if pair is None or frame.left_u is not None or frame.left_v is not None or col_scale is not None or wanted:
+    if pair is None or frame.left_u is not None or frame.left_v is not None or wanted:
         return None
     asked, matrix = asked_backend(), x.reshape(-1, packed.columns)
     if asked == "reference":
         return None
     bias = None if bias is None else bias.to(x.dtype)
-    if len(matrix) >= dense.DENSE_TOKENS and dense.supports(pair, packed, x):
-        weight = dense.decode(pair, packed, x.dtype, channel_scale, scale)
+    scales = dense.Scales(scale, col_scale, channel_scale)
+    if len(matrix) >= dense.DENSE_TOKENS and dense.supports(pair, packed, x, scales):
+        weight = dense.decode(pair, packed, x.dtype, scales)
         return torch.nn.functional.linear(matrix, weight, bias).view(*x.shape[:-1], packed.rows)
     if asked is None and cuda.transforms(pair, matrix):
         found = cuda.look_up_of(packed)
         if found is not None and product_passed(pair, packed, found, matrix):
-            limbs = transform.limbs(x, channel_scale, reader, word(packed.levels)[0])
+            digits = word(packed.levels)[0]
+            if col_scale is None:
+                limbs = transform.limbs(x, channel_scale, reader, digits)
+            else:  # which is this layer's own
+                limbs = cuda.limbs(pair, matrix, channel_scale, digits, col_scale)
             return cuda.product(packed, found, limbs, scale, bias, x.dtype).view(*x.shape[:-1], packed.rows)
     return None

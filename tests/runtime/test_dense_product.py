@@ -26,15 +26,17 @@ def check(levels, rows, columns, dtype=torch.float16, device="cpu", scales=True,
     codes = torch.randint(levels, (rows, columns), generator=draw, dtype=torch.uint8)
     book = torch.randn(levels, 2, generator=draw) * factor
     pair = CoupledBases(columns, 7)
+    row, column, channel = ((torch.rand(n, generator=draw) + 0.5).half() for n in (rows, columns, columns))
+    row = row.unsqueeze(1)
     u, v = book.double()[codes.int()].unbind(-1)
-    expected = basis_for(pair.first).apply(u) + basis_for(pair.second).apply(v)
-    scale, channel_scale = None, None
     if scales:
-        scale, channel_scale = ((torch.rand(n, generator=draw) + 0.5).half() for n in (rows, columns))
-        expected *= scale.double().unsqueeze(1) / channel_scale.double()
-        scale, channel_scale = scale.unsqueeze(1).to(device), channel_scale.to(device)
+        u, v = u * column.double(), v * column.double()
+    expected = basis_for(pair.first).apply(u) + basis_for(pair.second).apply(v)
+    if scales:
+        expected *= row.double() / channel.double()
     packed = Packed(pack(codes, levels).to(device), book.to(device), columns)
-    found = dense.decode(pair, packed, dtype, channel_scale, scale).double().cpu()
+    given = dense.Scales(*(scale.to(device) for scale in (row, column, channel)) if scales else ())
+    found = dense.decode(pair, packed, dtype, given).double().cpu()
     assert float((found - expected).norm() / expected.norm()) < TOLERANCES[dtype], (levels, columns, dtype)
     assert float((found - expected).abs().max() / expected.abs().max()) < 4 * TOLERANCES[dtype]
 
@@ -94,7 +96,7 @@ def check_layers():
         operator = torch.ops.kquant.product
         arguments = (x.detach(), made.weight_codes, made.weight_codebook, None, None, made.weight_channel_scale)
         y = operator(*arguments, made.layout_key) * made.weight_scale.T + made.bias
-        assert decoded == [24]
+        assert decoded == [dense.TRIAL_ROWS, 24]  # another format: rows without a scale
         assert float((y.double() - expected).norm() / expected.norm()) < 0.01
 
 
@@ -134,7 +136,7 @@ def test_a_kernel_that_fails_its_trial_is_off_and_said_once(monkeypatch, caplog,
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(dense, "find_spec", lambda name: name)
 
-    def decode(pair, packed, dtype, *scales):
+    def decode(pair, packed, dtype, scales):
         if fault == "broken":
             raise RuntimeError("no such\ninstruction")
         return torch.ones(packed.rows, packed.columns, dtype=dtype)
@@ -143,7 +145,7 @@ def test_a_kernel_that_fails_its_trial_is_off_and_said_once(monkeypatch, caplog,
     packed = Packed(torch.zeros(4, 128, dtype=torch.uint8), torch.ones(16, 2), 256)
     x = torch.zeros(200, 256, dtype=torch.bfloat16)
     with caplog.at_level(logging.WARNING, "kquant_cli"):
-        assert [dense.supports(CoupledBases(256, 0), packed, x) for _ in range(3)] == [False] * 3
+        assert [dense.supports(CoupledBases(256, 0), packed, x, dense.Scales()) for _ in range(3)] == [False] * 3
     (record,) = caplog.records
     assert "decode_rows" in record.message
     assert ("RuntimeError: no such instruction" if fault == "broken" else "relative error") in record.message
@@ -156,13 +158,14 @@ def test_what_is_not_decoded(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     packed = Packed(torch.zeros(4, 128, dtype=torch.uint8), torch.ones(16, 2), 256)
     x, pair = torch.zeros(200, 256, dtype=torch.bfloat16), CoupledBases(256, 0)
-    assert dense.supports(pair, packed, x)
-    assert not dense.supports(pair, packed, x.float())
-    assert not dense.supports(CoupledBases(28672, 0), packed, x)
-    assert not dense.supports(pair, replace(packed, codebook=torch.ones(16, 1)), x)
-    assert not dense.supports(pair, replace(packed, group_scale=torch.ones(4, 2), group=128), x)
+    none = dense.Scales()
+    assert dense.supports(pair, packed, x, none)
+    assert not dense.supports(pair, packed, x.float(), none)
+    assert not dense.supports(CoupledBases(28672, 0), packed, x, none)
+    assert not dense.supports(pair, replace(packed, codebook=torch.ones(16, 1)), x, none)
+    assert not dense.supports(pair, replace(packed, group_scale=torch.ones(4, 2), group=128), x, none)
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert not dense.supports(pair, packed, x)
+    assert not dense.supports(pair, packed, x, none)
 
 
 COMPILED = """
@@ -172,9 +175,9 @@ from triton.compiler import ASTSource
 from kquant_cli.runtime.products.triton_dense import decode_rows
 P, Q, padded = 128, 86, 128  # 11008
 fixed = {"levels": 16, "table": 16, "bits": 4, "size": 1, "P": P, "Q": Q, "padded": padded}
-fixed |= {"channels": True, "scaled": True}
+fixed |= {"row_scaled": True, "column_scaled": True, "channel_scaled": True}
 types = dict.fromkeys(("codes_ptr", "first_ptr", "second_ptr"), "*i8") | {"powers_ptr": "*i64", "root": "fp32"}
-types |= dict.fromkeys(("hadamard_ptr", "inner_ptr", "scale_ptr", "channel_ptr"), "*fp16")
+types |= dict.fromkeys(("hadamard_ptr", "inner_ptr", "row_scale_ptr", "column_scale_ptr", "channel_scale_ptr"), "*fp16")
 types |= {"codebook_ptr": "*fp32", "out_ptr": "*bf16"}
 names = decode_rows.arg_names
 signature = {n: "constexpr" if n in fixed else types.get(n, "i32") for n in names}

@@ -26,16 +26,18 @@ def launcher(library, monkeypatch):
     return EmulatedLauncher(library).install(monkeypatch)
 
 
-def make_layer(levels=16, rows=24, on_grid=True):
+def make_layer(levels=16, rows=24, on_grid=True, col_scale=None):
     """A layer whose codebook is on a grid, and its weight in float64."""
     draw = torch.Generator().manual_seed(levels + rows)
     frame = Frame(right_u=BasisSpec(KINDS[0], COLUMNS, 3), right_v=BasisSpec(KINDS[1], COLUMNS, 3))
-    layout = Layout((rows, COLUMNS), levels, frame, scale=(rows, 1), channel_scale=True)
+    layout = Layout(
+        (rows, COLUMNS), levels, frame, scale=(rows, 1), col_scale=col_scale is not None, channel_scale=True
+    )
     codes = torch.randint(levels, layout.shape, generator=draw, dtype=torch.uint8)
     book = torch.randint(-126, 127, (levels, 2), generator=draw) * 0.01
     book = book if on_grid else torch.randn(levels, 2, generator=draw)
     scale, channel_scale = torch.rand(rows, 1, generator=draw) + 0.5, torch.linspace(0.5, 2, COLUMNS)
-    encoded = EncodedMatrix(layout, codes, book, scale.half(), channel_scale=channel_scale.half())
+    encoded = EncodedMatrix(layout, codes, book, scale.half(), col_scale, channel_scale.half())
     bias = torch.nn.Parameter(torch.linspace(-1, 1, rows).bfloat16(), requires_grad=False)
     return KashinLinear.of(encoded, bias), encoded.decode(torch.float64)
 
@@ -72,6 +74,17 @@ def test_the_operator_of_compilers_does_the_same(launcher):
     y = torch.ops.kquant.product(*arguments) * layer.weight_scale.T + layer.bias
     assert is_close(y.bfloat16(), x, layer, weight)
     assert launcher.launched[-1] == "product"
+
+
+def test_a_column_scale_is_the_layers_own(launcher):
+    """Layers that share an input do not share activations that are scaled by it."""
+    layers = [make_layer(col_scale=torch.linspace(low, 2, COLUMNS).half()) for low in (0.2, 3.0)]
+    layers[1][0].input_transform = layers[0][0].input_transform
+    layers[0][0].input_transform.readers = 2
+    x = inputs(3)
+    for layer, weight in layers:
+        assert is_close(layer(x), x, layer, weight)
+    assert launcher.launched == ["activations", "product"] * 3  # of which one is a trial
 
 
 def test_layers_that_read_the_same_share_the_activations_of_a_form(launcher):

@@ -1,6 +1,6 @@
 // The activations in both bases of the annealed encoder, in one launch, by a cluster of 8 blocks a token:
 //
-//   a = T^T (eps_1 * x / d),    b = T (eps_2 * a),    T = H (x) C        (kquant_cli/bases/coupled.py)
+//   a = S T^T (eps_1 * x / d),    b = S T (eps_2 * T^T (eps_1 * x / d)),    T = H (x) C        (kquant_cli/bases/coupled.py)
 //
 // The index of a vector is i = i_H m + i_C. Block c holds its c-th eighth (E numbers), so H = H_8 (blocks) (x) H_rest: H_8
 // of the first transform while loading, as every block reads all of x and keeps its own combination of the eighths; the
@@ -97,7 +97,7 @@ DEVICE void write_zeros(u32* act, int token, int T, int words, int selectors) {
 
 // x (tokens, n), n = 2^bits m, of which at least 2^5; first, second (n,): eps over sqrt(2^bits); dct, dct_transposed (m, m).
 KERNEL CLUSTER8 __launch_bounds__(THREADS, 1) kquant_activations(const void* x, int dtype, const void* channel_scale, int channel_dtype,
-    const float* first, const float* second, const float* dct, const float* dct_transposed, int digits, u16* a, u16* b, u32* act, float* tok,
+    const float* first, const float* second, const float* dct, const float* dct_transposed, const void* column_scale, int column_dtype, int digits, u16* a, u16* b, u32* act, float* tok,
     int n, int bits, int m, int T) {
   SHARED_MEMORY(sm);
   const int tid = threadIdx.x, lane = tid & 31, rank = blockIdx.x & 7, token = blockIdx.x >> 3, E = n >> 3;
@@ -149,6 +149,12 @@ KERNEL CLUSTER8 __launch_bounds__(THREADS, 1) kquant_activations(const void* x, 
             v[c] = {p.x + o.x, p.y + o.y};
             v[c + s] = {p.x - o.x, p.y - o.y};
           }
+    if (column_dtype != NONE)
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        v[c].x *= number(column_scale, column_dtype, c * E + e);
+        v[c].y *= number(column_scale, column_dtype, c * E + e + 1);
+      }
 #pragma unroll
     for (int c = 0; c < 8; ++c) top = larger(top, larger(magnitude(v[c].x), magnitude(v[c].y)));
   }

@@ -23,7 +23,8 @@ from kquant_cli.runtime.products.integer_codebook import EIGHT, FOUR, LookUp, lo
 from kquant_cli.runtime.products.packed import Packed
 
 TOKENS = (1, 2, 4, 8)  # that the product is compiled for
-DTYPES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # as numbers.cuh numbers them; 0 is none
+DTYPES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # as numbers.cuh numbers them
+NONE = 0
 NARROW = (torch.float16, torch.bfloat16)
 WARPS, STEP = 16, 64  # of a block; words of a row that a warp takes at a time
 ALIGNED = 16  # bytes that a copy begins at
@@ -88,29 +89,35 @@ _look_ups: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def floats(pair: CoupledBases, x: Tensor, channel_scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """a and b (tokens, columns) in x's dtype, of x that `transforms` has said yes to; channel_scale (columns,)."""
     a, b = torch.empty_like(x), torch.empty_like(x)
-    _transform(pair, x, channel_scale, (0, a, b, None, None))
+    _transform(pair, x, channel_scale, None, (0, a, b, None, None))
     return a, b
 
 
-def limbs(pair: CoupledBases, x: Tensor, channel_scale: Tensor | None, digits: int) -> Limbs:
-    """The same as integers, for words of 2, 4 or 8 `digits`."""
+def limbs(
+    pair: CoupledBases, x: Tensor, channel_scale: Tensor | None, digits: int, column_scale: Tensor | None = None
+) -> Limbs:
+    """The same as integers, for words of 2, 4 or 8 `digits`, and times column_scale (columns,)."""
     steps = -(-(pair.size // digits) // STEP)
     numbers = x.new_empty(steps * STEP * _bytes_a_word(digits, padded(len(x))), dtype=torch.int8)
     scales = x.new_empty(padded(len(x)), dtype=torch.float32)
-    _transform(pair, x, channel_scale, (digits, None, None, numbers, scales))
+    _transform(pair, x, channel_scale, column_scale, (digits, None, None, numbers, scales))
     return Limbs(numbers, scales, len(x))
 
 
 def _transform(
-    pair: CoupledBases, x: Tensor, channel_scale: Tensor | None, outputs: tuple[int | Tensor | None, ...]
+    pair: CoupledBases,
+    x: Tensor,
+    channel_scale: Tensor | None,
+    column_scale: Tensor | None,
+    outputs: tuple[int | Tensor | None, ...],
 ) -> None:
     tables = _tables(pair, x.device)
     order = tables.order
-    scale = None if channel_scale is None else channel_scale.contiguous()
     shared = 4 * (3 * pair.size // CLUSTER + 128 + (2 * order**2 if order > 1 else 0))
     arguments = (
-        *(x.contiguous(), DTYPES[x.dtype], scale, 0 if scale is None else DTYPES[scale.dtype]),
-        *(tables.first, tables.second, tables.dense, tables.dense_transposed, *outputs),
+        *(*_number(x), *_number(channel_scale)),
+        *(tables.first, tables.second, tables.dense, tables.dense_transposed),
+        *(*_number(column_scale), *outputs),
         *(pair.size, tables.power.bit_length() - 1, order, padded(len(x))),
     )
     _launcher(x).launch("activations", {}, CLUSTER * len(x), TRANSFORM_THREADS, shared, arguments)
@@ -125,11 +132,10 @@ def product(
     planned = plan(packed.rows, packed.columns, found.kind, columns, packed.codes.device)
     assert planned is not None
     y = torch.empty(of_x.tokens, packed.rows, dtype=dtype, device=packed.codes.device)
-    scale = None if scale is None else scale.contiguous()
     arguments = (
         *(packed.codes, found.table, of_x.bytes, of_x.scales),
-        *(scale, 0 if scale is None else DTYPES[scale.dtype], 0 if scale is None or len(scale) == 1 else 1),
-        *(bias, 0 if bias is None else DTYPES[bias.dtype], y, DTYPES[dtype]),
+        *(*_number(scale), 0 if scale is None or len(scale) == 1 else 1),
+        *(*_number(bias), *_number(y)),
         *(packed.rows, packed.columns // word(packed.levels)[0], planned.parts, of_x.tokens, found.step),
     )
     defines = {"THE_KIND": found.kind, "TOKENS": columns}
@@ -154,6 +160,11 @@ def plan(rows: int, columns: int, kind: int, tokens: int, device: torch.device) 
         return None
     parts = -(-steps // most)
     return Plan(grid, parts, ring + sums + -(-steps // parts) * step)
+
+
+def _number(x: Tensor | None) -> tuple[Tensor | None, int]:
+    """A tensor and its dtype, as numbers.cuh takes them."""
+    return (None, NONE) if x is None else (x.contiguous(), DTYPES[x.dtype])
 
 
 def _bytes_a_word(digits: int, tokens: int) -> int:

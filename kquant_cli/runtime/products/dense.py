@@ -1,6 +1,6 @@
 """Many tokens on a CUDA device: the weight is decoded into one layer's buffer, and the rest is a dense product.
 
-    y = x W^T + bias,    W = diag(s) (Cu[codes] A^T + Cv[codes] B^T) diag(1 / d)        (triton_dense.py decodes)
+    y = x W^T + bias,    W = diag(s) (Cu[codes] S A^T + Cv[codes] S B^T) diag(1 / d)        (triton_dense.py decodes)
 
 To decode takes the same time for any number of tokens, and then each costs what it costs a dense model: no transforms
 of the activations, no products of decoded tiles. It is for the annealed encoder's frame, with no bases on the left.
@@ -38,6 +38,14 @@ MOST_WARPS = 8
 KEPT = 32  # sizes and seeds whose tables stay in memory
 
 
+class Scales(NamedTuple):
+    """The scales of a matrix (rows, columns), of any float dtype; None: ones."""
+
+    row: Tensor | None = None  # s (rows, 1) or (1, 1)
+    column: Tensor | None = None  # S (columns,), in the coordinates of the bases
+    channel: Tensor | None = None  # d (columns,)
+
+
 class RowTables(NamedTuple):
     """What the kernel reads of a frame; a row is a matrix (P, Q)."""
 
@@ -47,7 +55,7 @@ class RowTables(NamedTuple):
     second: Tensor  # (P Q,)
 
 
-def supports(pair: CoupledBases, packed: Packed, x: Tensor) -> bool:
+def supports(pair: CoupledBases, packed: Packed, x: Tensor, scales: Scales) -> bool:
     """16-bit activations, both columns of the codebook, no group scales, and a size that is a matrix of small sides.
 
     On a CUDA device with Triton, or interpreted; and only where the kernel has passed its trial there.
@@ -56,31 +64,31 @@ def supports(pair: CoupledBases, packed: Packed, x: Tensor) -> bool:
     interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if not (plain and x.dtype in DTYPES and packed.rows and sides(pair.size) and (x.is_cuda or interpreted)):
         return False
-    key = ("decode_rows", x.device, pair.size, packed.levels, x.dtype)
-    return find_spec("triton") is not None and passed(key, lambda: _trial(pair, packed.levels, x), BOUNDS[x.dtype])
+    there = tuple(scale is not None for scale in scales)
+    key = ("decode_rows", x.device, pair.size, packed.levels, x.dtype, *there)
+    return find_spec("triton") is not None and passed(
+        key, lambda: _trial(pair, packed.levels, x, there), BOUNDS[x.dtype]
+    )
 
 
-def _trial(pair: CoupledBases, levels: int, x: Tensor) -> float:
-    """The relative error of a few rows of random codes, with all scales."""
+def _trial(pair: CoupledBases, levels: int, x: Tensor, there: tuple[bool, ...]) -> float:
+    """The relative error of a few rows of random codes, with the scales that are there."""
     draw = torch.Generator().manual_seed(levels)
     codes = torch.randint(levels, (TRIAL_ROWS, pair.size), generator=draw, dtype=torch.uint8)
     codebook = torch.randn(levels, 2, generator=draw)
-    scale, channel_scale = (torch.rand(n, generator=draw) + 0.5 for n in (TRIAL_ROWS, pair.size))
-    u, v = codebook.double()[codes.int()].unbind(-1)
-    expected = basis_for(pair.first).apply(u) + basis_for(pair.second).apply(v)
-    expected *= scale.unsqueeze(1) / channel_scale
+    row, column, channel = (
+        torch.rand(n, generator=draw) + 0.5 if wanted else torch.ones(n)
+        for n, wanted in zip((TRIAL_ROWS, pair.size, pair.size), there, strict=True)
+    )
+    u, v = (codebook.double()[codes.int()] * column.unsqueeze(1)).unbind(-1)
+    expected = (basis_for(pair.first).apply(u) + basis_for(pair.second).apply(v)) * row.unsqueeze(1) / channel
     packed = Packed(pack(codes, levels).to(x.device), codebook.to(x.device), pair.size)
-    found = decode(pair, packed, x.dtype, channel_scale.to(x.device), scale.unsqueeze(1).to(x.device))
-    return relative_error(found.cpu(), expected)
+    given = zip((row.unsqueeze(1), column, channel), there, strict=True)
+    scales = Scales(*(scale.to(x.device) if wanted else None for scale, wanted in given))
+    return relative_error(decode(pair, packed, x.dtype, scales).cpu(), expected)
 
 
-def decode(
-    pair: CoupledBases,
-    packed: Packed,
-    dtype: torch.dtype,
-    channel_scale: Tensor | None = None,
-    scale: Tensor | None = None,
-) -> Tensor:
+def decode(pair: CoupledBases, packed: Packed, dtype: torch.dtype, scales: Scales) -> Tensor:
     """W (rows, columns) in `dtype`, a 16-bit float, of a matrix that `supports` has said yes to."""
     from kquant_cli.runtime.products.triton_dense import decode_rows  # noqa: PLC0415
 
@@ -96,12 +104,11 @@ def decode(
             powers,
             packed.codebook.contiguous(),
             *tables,
-            tables.first if channel_scale is None else channel_scale.contiguous(),
-            tables.first if scale is None else scale.contiguous(),
+            *(tables.first if scale is None else scale.contiguous() for scale in scales),
             out,
             packed.rows,
             -(-packed.columns // digits),
-            0 if scale is None or len(scale) == 1 else 1,
+            0 if scales.row is None or len(scales.row) == 1 else 1,
             1 / math.sqrt(power_and_order(pair.size)[0]),
             levels=packed.levels,
             table=1 << (packed.levels - 1).bit_length(),
@@ -110,8 +117,9 @@ def decode(
             P=P,
             Q=Q,
             padded=padded,
-            channels=channel_scale is not None,
-            scaled=scale is not None,
+            row_scaled=scales.row is not None,
+            column_scaled=scales.column is not None,
+            channel_scaled=scales.channel is not None,
             num_stages=1,  # more would need more shared memory than there is
             num_warps=max(1, min(MOST_WARPS, P * padded // TILE_PER_WARP)),
         )

@@ -1,6 +1,6 @@
 """The Triton kernel that decodes a matrix of the annealed encoder into its dense rows, bases and scales included.
 
-    W_row = s D_1 T (u + D_2 T^T v) / d        (u, v = Cu[codes_row], Cv[codes_row]; bases/coupled.py)
+    W_row = s D_1 T (u + D_2 T^T v) / d        (u, v = S Cu[codes_row], S Cv[codes_row]; bases/coupled.py)
 
 A row of n = P Q numbers is a matrix (P, Q), and T = H (x) G with H Sylvester's of order P: T x is H X G^T, T^T x is
 H X G. So each row is two look-ups and four products of small matrices, which the matrix units do in float16, with sums
@@ -23,8 +23,9 @@ def decode_rows(  # type: ignore[no-untyped-def]
     inner_ptr,
     first_ptr,
     second_ptr,
-    channel_ptr,
-    scale_ptr,
+    row_scale_ptr,
+    column_scale_ptr,
+    channel_scale_ptr,
     out_ptr,
     rows,
     words,
@@ -37,14 +38,15 @@ def decode_rows(  # type: ignore[no-untyped-def]
     P: tl.constexpr,
     Q: tl.constexpr,
     padded: tl.constexpr,
-    channels: tl.constexpr,
-    scaled: tl.constexpr,
+    row_scaled: tl.constexpr,
+    column_scaled: tl.constexpr,
+    channel_scaled: tl.constexpr,
 ):
     """Each program decodes rows r, r + programs, ...: codes (rows, words * size) to out (rows, P * Q).
 
     powers (digits,): levels^digit, int64 (`bits`: log2 of levels, or 0); hadamard (P, P) and inner (padded, padded) =
-    G, zeros beyond Q, float16; first and second (P * Q,): the signs D_1 and D_2, int8; channel (P * Q,) = d where there
-    are `channels`; scale: s of row r stands at r * scale_step, where it is `scaled`.
+    G, zeros beyond Q, float16; first and second (P * Q,): the signs D_1 and D_2, int8; scales: s of row r stands at
+    r * scale_step, S and d are (P * Q,), where they are.
     """
     i, j, k = tl.arange(0, P), tl.arange(0, padded), tl.arange(0, P)
     column = i[:, None] * Q + j[None, :]
@@ -69,19 +71,24 @@ def decode_rows(  # type: ignore[no-untyped-def]
             code = ((number >> (digit * bits).to(integer)) & (levels - 1)).to(tl.int32)
         else:
             code = ((number // power) % levels).to(tl.int32)
-        v = tl.load(codebook_ptr + 2 * code + 1) * inverse
-        y = tl.dot(tl.where(inside, v, 0.0).to(tl.float16), inner)
+        v = tl.where(inside, tl.load(codebook_ptr + 2 * code + 1) * inverse, 0.0)
+        if column_scaled:
+            v = v * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        y = tl.dot(v.to(tl.float16), inner)
         y = tl.dot(hadamard, y.to(tl.float16)) * root
         # Signs and scales are read for each row: to keep them for all would take more registers than there are.
         y = y * tl.load(second_ptr + column, mask=inside, other=0).to(tl.float32)
-        y = y + tl.where(inside, tl.load(codebook_ptr + 2 * code) * inverse, 0.0)
+        u = tl.where(inside, tl.load(codebook_ptr + 2 * code) * inverse, 0.0)
+        if column_scaled:
+            u = u * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        y = y + u
         y = tl.dot(y.to(tl.float16), adjoint)
         y = tl.dot(hadamard, y.to(tl.float16))
         factor = root * unit
-        if scaled:
-            factor *= tl.load(scale_ptr + row * scale_step).to(tl.float32)
+        if row_scaled:
+            factor *= tl.load(row_scale_ptr + row * scale_step).to(tl.float32)
         y = y * factor * tl.load(first_ptr + column, mask=inside, other=0).to(tl.float32)
-        if channels:
-            y = y / tl.load(channel_ptr + column, mask=inside, other=1.0).to(tl.float32)
+        if channel_scaled:
+            y = y / tl.load(channel_scale_ptr + column, mask=inside, other=1.0).to(tl.float32)
         out = out_ptr + tl.cast(row, tl.int64) * (P * Q)
         tl.store(out + column, y.to(out_ptr.dtype.element_ty), mask=inside)
