@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Registers, spills and instructions of the CUDA kernels, as nvcc compiles them; no GPU is needed.
 
-    python scripts/cuda_report.py [--architecture sm_90 ...]
+    python scripts/cuda_report.py [--architecture sm_90 ...] [--only LETTERS]
 
 Instructions are counted where there is a disassembler: nvdisasm of CUDA, or the one that comes with Triton.
 """
@@ -20,17 +20,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kquant_cli.native.nvrtc import SOURCES, STANDARD
+from kquant_cli.runtime.products.look_up import TABLE
 
-KINDS = ("16 levels", "16 levels, paired", "4 levels", "8 levels")
+KINDS = {0: "16 levels", 1: "16 levels, paired", 2: "4 levels", 3: "8 levels"}
+KINDS |= {TABLE + bits: f"{2**bits} levels, table" for bits in range(1, 9)}
 TOKENS = (1, 2, 4, 8)
-COUNTED = ("PRMT", "IMMA", "LDS", "LOP3", "SHF")
+COUNTED = ("PRMT", "IMMA", "HMMA", "LDS", "LOP3", "SHF")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
 
 
 def kernels() -> Iterator[tuple[str, str, dict[str, int]]]:
     """The name for people, the source and what it is compiled with."""
     yield "activations", "activations.cu", {}
-    for kind, levels in enumerate(KINDS):
+    for kind, levels in KINDS.items():
         for tokens in TOKENS:
             yield f"product, {levels}, {tokens} tokens", "product.cu", {"THE_KIND": kind, "TOKENS": tokens}
 
@@ -65,13 +67,14 @@ def instructions(tool: str, cubin: Path) -> Counter[str] | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", nargs="+", default=["sm_90"])
+    parser.add_argument("--only", default="", help="kernels whose names have these letters")
     args = parser.parse_args()
     if not shutil.which("nvcc"):
         parser.error("there is no nvcc on the path, which comes with CUDA's toolkit")
     tool = disassembler()
     for architecture in args.architecture:
         print(f"{architecture:<34} registers  spills  instructions  {'  '.join(COUNTED)}")
-        for name, source, defines in kernels():
+        for name, source, defines in (kernel for kernel in kernels() if args.only in kernel[0]):
             with tempfile.TemporaryDirectory() as folder:
                 cubin = Path(folder) / "kernel.cubin"
                 registers, spills = compiled(source, defines, architecture, cubin)

@@ -134,10 +134,10 @@ MUTATIONS = [
     ),
     Mutation("runtime/products/trial.py", "if found <= bound else", "if True else", "runtime/test_dense_product.py"),
     Mutation(
-        "runtime/products/integer_codebook.py",
+        "runtime/products/look_up.py",
         "if (low + n < 0) == p and",
         "if",
-        "runtime/test_integer_codebook.py",
+        "runtime/test_look_up.py",
     ),
     Mutation(
         "native/cuda/product.cu",

@@ -4,6 +4,8 @@ import ctypes
 import platform
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,14 @@ needs_emulator = pytest.mark.skipif(
 )
 
 
-def compile_emulator(folder):
-    """All kernels, emulated."""
-    built = folder / "emulator.so"
-    command = [COMPILER, *OPTIONS, f"-I{nvrtc.SOURCES}", "-o", str(built), str(SOURCES / "kernels.cpp")]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(built))
+@cache
+def emulator():
+    """All kernels, emulated; compiled once for a run of tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder, "emulator.so")
+        command = [COMPILER, *OPTIONS, f"-I{nvrtc.SOURCES}", "-o", str(built), str(SOURCES / "kernels.cpp")]
+        subprocess.run(command, check=True)
+        return ctypes.CDLL(str(built))
 
 
 class EmulatedLauncher:

@@ -1,6 +1,6 @@
 """Products of whole layers on a CUDA device, from x to y: what is faster than transforms, codes and scales in turn.
 
-    few tokens      the codes are multiplied by CUDA kernels, with integers for activations (products/cuda.py)
+    few tokens      the codes are multiplied by CUDA kernels (products/cuda.py)
     many tokens     the weight is decoded once into a buffer, and multiplied as a dense one (products/dense.py)
 
 A kernel is used only where, at its first use on a device, it computed what the plain reference does
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from kquant_cli.bases import CoupledBases
 from kquant_cli.encoded import Layout
-from kquant_cli.packing import word
 from kquant_cli.runtime.input_transform import InputTransform
 from kquant_cli.runtime.products import Packed, asked_backend, cuda, dense
 from kquant_cli.runtime.products.cuda_trial import product_passed
@@ -51,10 +50,9 @@ def device_product(
     if asked is None and cuda.transforms(pair, matrix):
         found = cuda.look_up_of(packed)
         if found is not None and product_passed(pair, packed, found, matrix):
-            digits = word(packed.levels)[0]
             if col_scale is None:
-                limbs = transform.limbs(x, channel_scale, reader, digits)
+                of_x = transform.prepared(x, channel_scale, reader, found.digits)
             else:  # which is this layer's own
-                limbs = cuda.limbs(pair, matrix, channel_scale, digits, col_scale)
-            return cuda.product(packed, found, limbs, scale, bias, x.dtype).view(*x.shape[:-1], packed.rows)
+                of_x = cuda.prepared(pair, matrix, channel_scale, found.digits, col_scale)
+            return cuda.product(packed, found, of_x, scale, bias, x.dtype).view(*x.shape[:-1], packed.rows)
     return None

@@ -44,12 +44,12 @@ class InputTransform:
         """
         return self._once("floats", x, reader, lambda: self._compute(x, channel_scale))
 
-    def limbs(self, x: Tensor, channel_scale: Tensor | None, reader: object, digits: int) -> cuda.Limbs:
-        """The same as products/cuda.py multiplies it, for words of so many digits; where `cuda.transforms` says yes."""
+    def prepared(self, x: Tensor, channel_scale: Tensor | None, reader: object, digits: int) -> cuda.Activations:
+        """The same as products/cuda.py multiplies it, for a look-up's `digits`; where `cuda.transforms` says yes."""
         pair = CoupledBases.of(self.right_u, self.right_v)
         assert pair is not None
         matrix = x.reshape(-1, x.shape[-1])
-        return self._once(digits, x, reader, lambda: cuda.limbs(pair, matrix, channel_scale, digits))
+        return self._once(digits, x, reader, lambda: cuda.prepared(pair, matrix, channel_scale, digits))
 
     def _once(self, form: Hashable, x: Tensor, reader: object, compute: Callable[[], Any]) -> Any:
         """`compute()`, or what it was for this input when another reader asked for the same form."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cuda_emulator import EmulatedLauncher, compile_emulator, needs_emulator
+from cuda_emulator import EmulatedLauncher, emulator, needs_emulator
 
 from kquant_cli import native
 from kquant_cli.bases import CoupledBases
@@ -127,9 +127,9 @@ class Driver:
 
 
 @needs_emulator
-def test_the_driver_is_given_what_the_emulator_is(compiled, monkeypatch, tmp_path):
+def test_the_driver_is_given_what_the_emulator_is(compiled, monkeypatch):
     """Each kernel is loaded once; grids, streams, attributes and arguments are where the driver looks for them."""
-    library = compile_emulator(tmp_path)
+    library = emulator()
     driver = Driver(library)
     real = ctypes.CDLL
     monkeypatch.setattr(ctypes, "CDLL", lambda name, *rest: driver if name == "libcuda.so.1" else real(name, *rest))

@@ -8,13 +8,14 @@
 // results are read: block c takes pairs of numbers of all eight blocks' a and b through distributed shared memory.
 //
 // `digits` 0: a and b are written in x's dtype. Else as product.cu reads them, for words of so many digits (2, 4 or 8):
-// 16-bit integers, as two bytes (limbs, the high one first), times tok[token] = (largest |a|, |b|) / 32512.
+// 16-bit integers, as two bytes (limbs, the high one first), times tok[token] = (largest |a|, |b|) / 32512. `digits` below 0:
+// for words of -digits (1, 2, 4 or 8), in float16, times tok[token] = (largest |a|, |b|) / 256.
 #ifndef EMULATED
 #include "instructions.cuh"
 #endif
 #include "numbers.cuh"
 
-constexpr int THREADS = 512, MOST = 32512;  // 32512 = 127 * 256: the low limb's rounding stays in a byte
+constexpr int THREADS = 512, MOST = 32512, MOST_FLOAT = 256;  // 32512 = 127 * 256: the low limb's rounding stays in a byte
 
 // H of order 2^BITS on the bits of i_H from `low` on, of v (E numbers).
 template <int BITS> DEVICE void butterflies(float* v, int E, int m, int low) {
@@ -86,12 +87,24 @@ template <int DIGITS> DEVICE void write_limbs(const float2* v, float inverse, in
   }
 }
 
-// Zeros behind the words, up to a multiple of 64, for this token.
-DEVICE void write_zeros(u32* act, int token, int T, int words, int selectors) {
-  const int behind = ((words + 63) / 64 * 64 - words) / 4;  // groups of four words
-  for (int i = threadIdx.x; i < behind * selectors * 8; i += THREADS) {
-    const int t = words + i / (selectors * 8) * 4, s = i / 8 % selectors, limb = i / 4 % 2, e = i % 4;
-    act[((((t >> 6) * 4 + (t >> 2 & 3)) * selectors + s) * 2 * T + 2 * token + limb) * 16 + (t >> 4 & 3) * 4 + e] = 0;
+// The same in float16, a or b of a pair (a, b).
+template <int DIGITS> DEVICE void write_floats(const float2* v, float inverse, int e, int E, int is_b, u16* act, int token, int T) {
+  constexpr int PER = 8 / DIGITS;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const int t = c % PER * E + e, s = c / PER;
+    u16* at = act + ((((t >> 6) * 4 + (t >> 2 & 3)) * DIGITS + s) * T + token) * 32 + (t >> 4 & 3) * 8 + 2 * (t & 3) + is_b;
+    at[0] = float_to_half(v[c].x * inverse);
+    at[2] = float_to_half(v[c].y * inverse);
+  }
+}
+
+// Zeros behind the words, up to a multiple of 64, for this token, whose `limbs` columns are beside each other.
+DEVICE void write_zeros(u32* act, int token, int T, int words, int selectors, int limbs) {
+  const int behind = ((words + 63) / 64 * 64 - words) / 4, columns = 4 * limbs;  // groups of four words
+  for (int i = threadIdx.x; i < behind * selectors * columns; i += THREADS) {
+    const int t = words + i / (selectors * columns) * 4, s = i / columns % selectors, limb = i / 4 % limbs, e = i % 4;
+    act[((((t >> 6) * 4 + (t >> 2 & 3)) * selectors + s) * limbs * T + limbs * token + limb) * 16 + (t >> 4 & 3) * 4 + e] = 0;
   }
 }
 
@@ -172,14 +185,19 @@ KERNEL CLUSTER8 __launch_bounds__(THREADS, 1) kquant_activations(const void* x, 
   top = larger(larger(tops[lane], tops[lane + 32]), larger(tops[lane + 64], tops[lane + 96]));
 #pragma unroll
   for (int s = 16; s; s /= 2) top = larger(top, shuffle_xor(top, s));
-  const float largest = bits_to_float(top), inverse = largest > 0.f ? MOST / largest : 0.f;
+  const float largest = bits_to_float(top), most = digits > 0 ? MOST : MOST_FLOAT, inverse = largest > 0.f ? most / largest : 0.f;
   if (rank == 0) {
-    if (tid == 0) tok[token] = largest / MOST;
-    write_zeros(act, token, T, n / digits, digits / 2);
+    if (tid == 0) tok[token] = largest / most;
+    if (digits > 0) write_zeros(act, token, T, n / digits, digits / 2, 2);
+    else write_zeros(act, token, T, n / -digits, -digits, 1);
   }
   if (mine) {
     if (digits == 2) write_limbs<2>(v, inverse, e, E, is_b, act, token, T);
     if (digits == 4) write_limbs<4>(v, inverse, e, E, is_b, act, token, T);
     if (digits == 8) write_limbs<8>(v, inverse, e, E, is_b, act, token, T);
+    if (digits == -1) write_floats<1>(v, inverse, e, E, is_b, (u16*)act, token, T);
+    if (digits == -2) write_floats<2>(v, inverse, e, E, is_b, (u16*)act, token, T);
+    if (digits == -4) write_floats<4>(v, inverse, e, E, is_b, (u16*)act, token, T);
+    if (digits == -8) write_floats<8>(v, inverse, e, E, is_b, (u16*)act, token, T);
   }
 }

@@ -14,11 +14,18 @@ DEVICE saddr shared(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // Bytes of (a, b) picked by the four low nibbles of s; bit 3 of a nibble replaces the byte by its sign.
 DEVICE u32 prmt(u32 a, u32 b, u32 s) { u32 r; asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(s)); return r; }
 
-// c (16 x 8) += a (16 x 32) b (32 x 8), signed bytes.
-DEVICE void imma16832(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+// c (16 x 8) += a (16 x 32) b (32 x 8), signed bytes; or a (16 x 16) b (16 x 8), pairs of float16.
+DEVICE void multiply(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
     : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+DEVICE void multiply(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+    : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+DEVICE void add_shared(int* p, int v) { atomicAdd(p, v); }
+DEVICE void add_shared(long long* p, long long v) { atomicAdd((unsigned long long*)p, (unsigned long long)v); }
 
 // 16 bytes to shared memory, zeros where not ok (nothing is read then).
 DEVICE void cp_async(saddr d, const void* s, bool ok) {
@@ -32,6 +39,7 @@ DEVICE uint4 lds(saddr p) {
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(p) : "memory");
   return v;
 }
+DEVICE u32 lds_word(saddr p) { u32 v; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(p) : "memory"); return v; }
 template <int COLUMNS> DEVICE void lds_if(uint4& v, saddr p, int column) {  // only where the column is in use
   if (COLUMNS >= 8) { v = lds(p); return; }
   asm volatile("{ .reg .pred p; setp.lt.s32 p, %5, %6; @p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4]; }"
@@ -75,6 +83,7 @@ DEVICE void remote_store(u32* p, int rank, u32 x) {
 }
 
 DEVICE u32 shuffle_xor(u32 v, int x) { return __shfl_xor_sync(0xffffffffu, v, x); }
+DEVICE long long round_long(float v) { return __float2ll_rn(v); }
 DEVICE int round_int(float v) { return __float2int_rn(v); }
 DEVICE u32 float_to_bits(float v) { return __float_as_uint(v); }
 DEVICE float bits_to_float(u32 v) { return __uint_as_float(v); }

@@ -1,9 +1,9 @@
 """One to eight tokens on a CUDA device of compute capability 9.0 or newer, by the kernels of native/cuda.
 
-    y = scale step (numbers_u[codes] a + numbers_v[codes] b) + bias        (integer_codebook.py, product.cu)
+    y = scale step (u[codes] a + v[codes] b) + bias        (look_up.py, product.cu)
 
-Two launches: `activations` makes a and b of x and leaves them as integers, once for all layers that read x; `product`
-reads the codes and writes y. For codebooks of 4, 8 or 16 levels that lie on a grid of one byte; the rest is Triton's.
+Two launches: `activations` makes a and b of x and leaves them as the product multiplies them, once for all layers that
+read x; `product` reads the codes and writes y. For 2, 4, 8, ... 256 levels; other numbers of levels are Triton's.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from kquant_cli.bases import CoupledBases
 from kquant_cli.bases.coupled import LoopTables
 from kquant_cli.native.cuda_launch import Launcher, launcher_for
 from kquant_cli.packing import word
-from kquant_cli.runtime.products.integer_codebook import EIGHT, FOUR, LookUp, look_up
+from kquant_cli.runtime.products.look_up import TABLE, LookUp, look_up
 from kquant_cli.runtime.products.packed import Packed
 
 TOKENS = (1, 2, 4, 8)  # that the product is compiled for
 DTYPES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # as numbers.cuh numbers them
 NONE = 0
 NARROW = (torch.float16, torch.bfloat16)
-WARPS, STEP = 16, 64  # of a block; words of a row that a warp takes at a time
+STEP = 64  # words of a row that a warp takes at a time
 ALIGNED = 16  # bytes that a copy begins at
 MOST_COLUMNS, MOST_ORDER = 32768, 128  # of what the transform's blocks and its matrix C have room for
 CLUSTER, TRANSFORM_THREADS = 8, 512
 KEPT = 64  # sizes and seeds whose tables stay on a device
 
 
-class Limbs(NamedTuple):
-    """Activations as the product reads them: integers in bytes, and a scale of each token, of `tokens`."""
+class Activations(NamedTuple):
+    """What the product reads of x: integers or float16 as bytes, and a scale of each of the `tokens`."""
 
     bytes: Tensor
     scales: Tensor
@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     """How a product is launched."""
 
     grid: int
+    block: int  # threads
     parts: int
     shared: int
 
@@ -64,7 +65,7 @@ def look_up_of(packed: Packed) -> LookUp | None:
     """
     book, digits = packed.codebook, word(packed.levels)[0]
     words = packed.columns // digits
-    if packed.levels not in (4, 8, 16) or book.shape[1] != 2 or packed.group_scale is not None or not packed.rows:
+    if packed.levels & (packed.levels - 1) or book.shape[1] != 2 or packed.group_scale is not None or not packed.rows:
         return None
     if (
         packed.columns % digits
@@ -93,15 +94,15 @@ def floats(pair: CoupledBases, x: Tensor, channel_scale: Tensor | None) -> tuple
     return a, b
 
 
-def limbs(
+def prepared(
     pair: CoupledBases, x: Tensor, channel_scale: Tensor | None, digits: int, column_scale: Tensor | None = None
-) -> Limbs:
-    """The same as integers, for words of 2, 4 or 8 `digits`, and times column_scale (columns,)."""
-    steps = -(-(pair.size // digits) // STEP)
-    numbers = x.new_empty(steps * STEP * _bytes_a_word(digits, padded(len(x))), dtype=torch.int8)
+) -> Activations:
+    """The same for the product, for a look-up's `digits`, and times column_scale (columns,)."""
+    steps = -(-(pair.size // abs(digits)) // STEP)
+    numbers = x.new_empty(steps * STEP * _bytes_a_word(abs(digits), padded(len(x))), dtype=torch.int8)
     scales = x.new_empty(padded(len(x)), dtype=torch.float32)
     _transform(pair, x, channel_scale, column_scale, (digits, None, None, numbers, scales))
-    return Limbs(numbers, scales, len(x))
+    return Activations(numbers, scales, len(x))
 
 
 def _transform(
@@ -124,12 +125,12 @@ def _transform(
 
 
 def product(
-    packed: Packed, found: LookUp, of_x: Limbs, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    packed: Packed, found: LookUp, of_x: Activations, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """y (tokens, rows) in `dtype`; scale (rows, 1) or (1, 1) and bias (rows,), or None."""
     launcher = _launcher(packed.codes)
     columns = padded(of_x.tokens)
-    planned = plan(packed.rows, packed.columns, found.kind, columns, packed.codes.device)
+    planned = plan(packed.rows, packed.columns, found, columns, packed.codes.device)
     assert planned is not None
     y = torch.empty(of_x.tokens, packed.rows, dtype=dtype, device=packed.codes.device)
     arguments = (
@@ -139,27 +140,30 @@ def product(
         *(packed.rows, packed.columns // word(packed.levels)[0], planned.parts, of_x.tokens, found.step),
     )
     defines = {"THE_KIND": found.kind, "TOKENS": columns}
-    launcher.launch("product", defines, planned.grid, 32 * WARPS, planned.shared, arguments)
+    launcher.launch("product", defines, planned.grid, planned.block, planned.shared, arguments)
     return y
 
 
-def plan(rows: int, columns: int, kind: int, tokens: int, device: torch.device) -> Plan | None:
+def plan(rows: int, columns: int, found: LookUp, tokens: int, device: torch.device) -> Plan | None:
     """One block a multiprocessor, and the activations in as few parts as shared memory allows; None: there is none."""
     launcher = launcher_for(device)
     if launcher is None:
         return None
-    digits, planes, tiles, stages = {EIGHT: (8, 3, 1, 3)}.get(kind, (4 if kind == FOUR else 2, 1, 2, 4))
+    digits, planes = word(1 << found.bits)
+    tiles, stages = (2, 4) if planes == 1 else (1, 3)  # these three as in product.cu
+    warps = 8 if planes > 3 else 16
     steps = -(-columns // digits // STEP)
     blocks_of_rows = -(-rows // (16 * tiles))
     grid = min(blocks_of_rows, launcher.multiprocessors)
-    ring = 128 + WARPS * stages * planes * 2 * tiles * 512
-    sums = -(-blocks_of_rows // grid) * 16 * tiles * 2 * tokens * 4
+    table = 128 << found.bits if found.kind > TABLE else 0
+    ring = 128 + table + warps * stages * planes * 2 * tiles * 512
+    sums = -(-blocks_of_rows // grid) * 16 * tiles * 8 * tokens
     step = STEP * _bytes_a_word(digits, tokens)
     most = (launcher.shared - ring - sums) // step
     if most < 1:
         return None
     parts = -(-steps // most)
-    return Plan(grid, parts, ring + sums + -(-steps // parts) * step)
+    return Plan(grid, 32 * warps, parts, ring + sums + -(-steps // parts) * step)
 
 
 def _number(x: Tensor | None) -> tuple[Tensor | None, int]:
@@ -168,7 +172,7 @@ def _number(x: Tensor | None) -> tuple[Tensor | None, int]:
 
 
 def _bytes_a_word(digits: int, tokens: int) -> int:
-    """Of activations: a and b, two limbs each, for `digits` columns."""
+    """Of activations: a and b, two bytes each, for `digits` columns."""
     return 4 * digits * tokens
 
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from kquant_cli.bases import CoupledBases, basis_for
-from kquant_cli.packing import word
 from kquant_cli.runtime.products import cuda, reference
-from kquant_cli.runtime.products.integer_codebook import LookUp
+from kquant_cli.runtime.products.look_up import LookUp
 from kquant_cli.runtime.products.packed import Packed
 from kquant_cli.runtime.products.trial import passed, relative_error
 
@@ -27,11 +26,11 @@ def transform_passed(pair: CoupledBases, x: Tensor) -> bool:
 
 
 def product_passed(pair: CoupledBases, packed: Packed, found: LookUp, x: Tensor) -> bool:
-    """Whether `cuda.limbs` and `cuda.product` take x and `packed`, and give y, scales and bias included."""
+    """Whether `cuda.prepared` and `cuda.product` take x and `packed`, and give y, scales and bias included."""
     if not cuda.transforms(pair, x):
         return False
     tokens = cuda.padded(len(x))
-    if cuda.plan(packed.rows, packed.columns, found.kind, tokens, x.device) is None:
+    if cuda.plan(packed.rows, packed.columns, found, tokens, x.device) is None:
         return False
 
     def error() -> float:
@@ -40,9 +39,9 @@ def product_passed(pair: CoupledBases, packed: Packed, found: LookUp, x: Tensor)
         codes = torch.randint(256, packed.codes.shape, generator=generator, dtype=torch.uint8).to(x.device)
         scale, bias = torch.rand(2, packed.rows, generator=generator).to(x.device)
         column_scale = (torch.rand(packed.columns, generator=generator) + 0.5).to(x.device)
-        limbs = cuda.limbs(pair, *draw, word(packed.levels)[0], column_scale)
+        of_x = cuda.prepared(pair, *draw, found.digits, column_scale)
         any_codes = Packed(codes, packed.codebook, packed.columns)
-        y = cuda.product(any_codes, found, limbs, scale.unsqueeze(1), bias, x.dtype)
+        y = cuda.product(any_codes, found, of_x, scale.unsqueeze(1), bias, x.dtype)
         plain, _ = reference.product(any_codes, a * column_scale, b * column_scale, False)
         return relative_error(y, plain * scale.double() + bias.double())
 

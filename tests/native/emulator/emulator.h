@@ -160,7 +160,7 @@ static u32 prmt(u32 a, u32 b, u32 s) {
   }
   return r;
 }
-static void imma16832(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+static void multiply(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   const int l = emulator::lane();
   emulator::Warp& me = emulator::warp();
   const u32 v[6] = {a0, a1, a2, a3, b0, b1};
@@ -182,6 +182,32 @@ static void imma16832(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   });
   memcpy(c, me.sums[l], 16);
 }
+static float half_to_float(u16 h) { _Float16 f; memcpy(&f, &h, 2); return (float)f; }
+static void multiply(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  const int l = emulator::lane();
+  emulator::Warp& me = emulator::warp();
+  const u32 v[6] = {a0, a1, a2, a3, b0, b1};
+  memcpy(me.in[l], v, 24);
+  memcpy(me.sums[l], c, 16);
+  emulator::together([](emulator::Warp& w) {
+    static float A[16][16], B[16][8];
+    for (int i = 0; i < 32; ++i)
+      for (int e = 0, g = i >> 2, q = i & 3; e < 2; ++e) {
+        A[g][2 * q + e] = half_to_float(w.in[i][0] >> 16 * e); A[g + 8][2 * q + e] = half_to_float(w.in[i][1] >> 16 * e);
+        A[g][2 * q + 8 + e] = half_to_float(w.in[i][2] >> 16 * e); A[g + 8][2 * q + 8 + e] = half_to_float(w.in[i][3] >> 16 * e);
+        B[2 * q + e][g] = half_to_float(w.in[i][4] >> 16 * e); B[2 * q + 8 + e][g] = half_to_float(w.in[i][5] >> 16 * e);
+      }
+    for (int i = 0; i < 32; ++i)
+      for (int e = 0; e < 4; ++e) {
+        const int row = (i >> 2) + 8 * (e >> 1), n = 2 * (i & 3) + (e & 1);
+        float sum;
+        memcpy(&sum, &w.sums[i][e], 4);
+        for (int k = 0; k < 16; ++k) sum += A[row][k] * B[k][n];
+        memcpy(&w.sums[i][e], &sum, 4);
+      }
+  });
+  memcpy(c, me.sums[l], 16);
+}
 static void cp_async(saddr d, const void* s, bool ok) { emulator::aligned(d, 16); if (ok) emulator::aligned(s, 16); emulator::current->open.push_back({d, s, ok}); }
 static void cp_commit() { emulator::current->groups.push_back(std::move(emulator::current->open)); emulator::current->open.clear(); }
 template <int N> static void cp_wait() {
@@ -189,6 +215,7 @@ template <int N> static void cp_wait() {
   for (; (int)groups.size() > N; groups.pop_front())
     for (auto& c : groups.front()) { memset(c.to, 0, 16); if (c.ok) memcpy(c.to, c.from, 16); }
 }
+static u32 lds_word(saddr p) { emulator::aligned(p, 4); return *(u32*)p; }
 static uint4 lds(saddr p) { emulator::aligned(p, 16); return *(uint4*)p; }
 template <int COLUMNS> static void lds_if(uint4& v, saddr p, int column) { if (column < COLUMNS || COLUMNS >= 8) v = lds(p); }
 // The number of phases that have ended; what is copied is there at once.
@@ -208,12 +235,12 @@ static u32 shuffle_xor(u32 v, int x) {
   emulator::together([](emulator::Warp& w) { for (int i = 0; i < 32; ++i) w.out[i][0] = w.in[i ^ w.in[i][1]][0]; });
   return me.out[l][0];
 }
-static int atomicAdd(int* p, int v) { const int old = *p; *p = old + v; return old; }
+template <class N> static void add_shared(N* p, N v) { emulator::aligned(p, sizeof(N)); *p += v; }
+static long long round_long(float v) { return std::isnan(v) ? 0 : llrintf(v); }
 static int round_int(float v) { return std::isnan(v) ? 0 : (int)nearbyintf(v); }
 static u32 float_to_bits(float v) { u32 b; memcpy(&b, &v, 4); return b; }
 static float bits_to_float(u32 b) { float v; memcpy(&v, &b, 4); return v; }
 static int bit_count(u32 v) { return __builtin_popcount(v); }
-static float half_to_float(u16 h) { _Float16 f; memcpy(&f, &h, 2); return (float)f; }
 static u16 float_to_half(float v) { const _Float16 f = (_Float16)v; u16 h; memcpy(&h, &f, 2); return h; }
 static float bfloat_to_float(u16 h) { return bits_to_float((u32)h << 16); }
 static u16 float_to_bfloat(float v) { const u32 b = float_to_bits(v); return std::isnan(v) ? 0x7fff : (u16)((b + 0x7fff + (b >> 16 & 1)) >> 16); }

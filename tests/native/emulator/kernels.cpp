@@ -15,4 +15,13 @@ ADD_ALL(0)
 ADD_ALL(1)
 ADD_ALL(2)
 ADD_ALL(3)
+// By tables, of 1 to 8 bits.
+ADD_ALL(17)
+ADD_ALL(18)
+ADD_ALL(19)
+ADD_ALL(20)
+ADD_ALL(21)
+ADD_ALL(22)
+ADD_ALL(23)
+ADD_ALL(24)
 static bool added = emulator::add<kquant_activations>("activations", 8);

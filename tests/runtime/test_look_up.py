@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kquant_cli.runtime.products.integer_codebook import EIGHT, FOUR, SIXTEEN, SIXTEEN_PAIRED, look_up
+from kquant_cli.runtime.products.look_up import EIGHT, FOUR, SIXTEEN, SIXTEEN_PAIRED, TABLE, look_up
 
 
 def entry(table, look, code):
@@ -51,7 +51,7 @@ def test_pairs_of_codes_with_one_u_take_the_shorter_way():
 def test_the_largest_byte_is_refused_where_the_tables_would_need_one_more():
     numbers = torch.arange(1, 33).view(16, 2)
     numbers[0, 0], numbers[8, 0] = 127, -3  # P would be 128
-    assert look_up(numbers.float()) is None
+    assert look_up(numbers.float()).kind == TABLE + 4
     numbers[8, 0] = 3
     assert look_up(numbers.float()).kind == SIXTEEN
 
@@ -59,11 +59,32 @@ def test_the_largest_byte_is_refused_where_the_tables_would_need_one_more():
 def test_other_codebooks_are_on_no_grid():
     draw = torch.Generator().manual_seed(0)
     numbers = torch.randint(-126, 127, (16, 2), generator=draw).float()
-    assert look_up(torch.randn(16, 2, generator=draw)) is None
-    assert look_up(numbers[:5]) is None
-    assert look_up(torch.zeros(16, 2)) is None
-    assert look_up(numbers * float("nan")) is None
-    assert look_up(numbers * 0.1 + 1e-3) is None
-    assert look_up((numbers * 0.1).half().float()) is None  # rounded to 16 bits it is off the grid
+    others = [torch.randn(16, 2, generator=draw), numbers * 0.1 + 1e-3, (numbers * 0.1).half().float()]
     numbers[0, 0] = 200  # more than a byte
-    assert look_up(numbers) is None
+    for book in [*others, numbers]:
+        assert look_up(book).kind == TABLE + 4
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("unit", [1.0, 1e-20, 1e20])
+def test_a_table_has_both_numbers_of_each_code_in_float16(bits, unit):
+    book = torch.randn(2**bits, 2, generator=torch.Generator().manual_seed(bits)) * unit
+    found = look_up(book)
+    assert (found.kind, found.bits, found.table.dtype) == (TABLE + bits, bits, torch.int32)
+    decoded = found.table.view(torch.float16).view(-1, 2).double() * found.step
+    assert float((decoded - book).abs().max() / book.abs().max()) < 2.0**-11
+
+
+def test_what_no_kernel_looks_up():
+    """Words of other numbers of levels are no fields of bits."""
+    assert look_up(torch.randn(5, 2)) is None
+    assert look_up(torch.randn(12, 2)) is None
+    assert look_up(torch.zeros(16, 2)) is None
+    assert look_up(torch.randn(16, 2) * float("nan")) is None
+    assert look_up(torch.tensor([[1.0, float("inf")], [2.0, 3.0]])) is None
+
+
+def test_the_words_of_a_look_up():
+    """Digits of a word, below 0 where activations are float16."""
+    assert [look_up(torch.randn(2**bits, 2)).digits for bits in range(1, 9)] == [-8, -4, -8, -2, -8, -4, -8, -1]
+    assert [look_up(torch.tensor([[7.0, 3.0]] * levels)).digits for levels in (4, 8, 16)] == [4, 8, 2]

@@ -1,4 +1,6 @@
-"""Codebooks that are whole numbers of one byte times a step, and the look-up tables of native/cuda/product.cu for them.
+"""How native/cuda/product.cu looks up a codebook's entries: its tables, for 2, 4, 8, ... or 256 levels.
+
+Codebooks that are whole numbers of one byte times a step, of 4, 8 or 16 levels, are looked up in registers:
 
     codebook = step * numbers,    |numbers| <= 127
 
@@ -9,6 +11,7 @@ gives -1, the sign of a negative byte:
     P_i + (N_i < 0 ? -1 : 0) = entry i,     N_i + (P_i < 0 ? -1 : 0) = entry i + 8
 
 Where codes i and i + 8 have the same u, one table serves it, and v is P_i + Q_i or (P_i < 0 ? -1 : 0) + Q_i.
+All others are looked up in shared memory, as pairs of float16 times the largest entry.
 """
 
 from __future__ import annotations
@@ -18,26 +21,51 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kquant_cli.packing import word
+
 LARGEST = 127
 ROUNDING = 2.0**-22  # of float32, twice, in units of the codebook's largest entry
 SIXTEEN, SIXTEEN_PAIRED, FOUR, EIGHT = range(4)  # KIND in product.cu
+TABLE = 16  # KIND of tables in shared memory, less the number of bits
 
 
 class LookUp(NamedTuple):
-    """How codes are looked up: the kernel's KIND, its table (8,), int32 on the CPU, and the step."""
+    """How codes are looked up: the kernel's KIND, its table, int32, and what its entries are in units of."""
 
     kind: int
     table: Tensor
     step: float
 
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return self.kind - TABLE if self.kind > TABLE else {FOUR: 2, EIGHT: 3}.get(self.kind, 4)
+
+    @property
+    def digits(self) -> int:
+        """What activations.cu is told of the words: their digits, less than 0 for activations in float16."""
+        digits = word(1 << self.bits)[0]
+        return -digits if self.kind > TABLE else digits
+
 
 def look_up(codebook: Tensor) -> LookUp | None:
-    """The look-up for a codebook (levels, 2) of 4, 8 or 16 levels on the CPU; None where it is on no such grid."""
-    levels = len(codebook)
-    found = _on_a_grid(codebook.double())
-    if levels not in (4, 8, 16) or found is None:
+    """The look-up for a codebook (levels, 2) on the CPU; None unless levels are a power of two."""
+    levels, largest = len(codebook), float(codebook.abs().max())
+    if levels & (levels - 1) or not 0 < largest < float("inf"):
         return None
-    numbers, step = found
+    found = _by_permutes(codebook.double()) if levels in (4, 8, 16) else None
+    if found is None:
+        pairs = (codebook / largest).half().contiguous()
+        found = LookUp(TABLE + levels.bit_length() - 1, pairs.view(torch.int32).flatten(), largest)
+    return found
+
+
+def _by_permutes(codebook: Tensor) -> LookUp | None:
+    """Of 4, 8 or 16 levels that lie on a grid of one byte."""
+    found = _on_a_grid(codebook)
+    if found is None:
+        return None
+    levels, (numbers, step) = len(codebook), found
     u, v = numbers.T.tolist()
     none = [0] * 8
     if levels < 16:
@@ -54,8 +82,6 @@ def look_up(codebook: Tensor) -> LookUp | None:
 def _on_a_grid(codebook: Tensor) -> tuple[Tensor, float] | None:
     """The whole numbers (levels, 2) and the step, the coarsest there is; None where there is none."""
     largest = float(codebook.abs().max())
-    if not 0 < largest < float("inf"):
-        return None
     for count in range(1, LARGEST + 1):
         scaled = codebook * (count / largest)
         if bool(((scaled - scaled.round()).abs() <= ROUNDING * count).all()):
