@@ -174,7 +174,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from kquant_cli.runtime.products.triton_dense import decode_rows
 P, Q, padded = 128, 86, 128  # 11008
-fixed = {"levels": 16, "table": 16, "bits": 4, "size": 1, "P": P, "Q": Q, "padded": padded}
+fixed = {"levels": 16, "table": 16, "bits": 4, "digits": 2, "size": 1, "P": P, "Q": Q, "padded": padded}
 fixed |= {"row_scaled": True, "column_scaled": True, "channel_scaled": True}
 types = dict.fromkeys(("codes_ptr", "first_ptr", "second_ptr"), "*i8") | {"powers_ptr": "*i64", "root": "fp32"}
 types |= dict.fromkeys(("hadamard_ptr", "inner_ptr", "row_scale_ptr", "column_scale_ptr", "channel_scale_ptr"), "*fp16")

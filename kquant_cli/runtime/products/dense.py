@@ -113,6 +113,7 @@ def decode(pair: CoupledBases, packed: Packed, dtype: torch.dtype, scales: Scale
             levels=packed.levels,
             table=1 << (packed.levels - 1).bit_length(),
             bits=bits if packed.levels == 1 << bits else 0,
+            digits=digits,
             size=size,
             P=P,
             Q=Q,

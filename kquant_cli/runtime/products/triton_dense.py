@@ -34,6 +34,7 @@ def decode_rows(  # type: ignore[no-untyped-def]
     levels: tl.constexpr,
     table: tl.constexpr,
     bits: tl.constexpr,
+    digits: tl.constexpr,
     size: tl.constexpr,
     P: tl.constexpr,
     Q: tl.constexpr,
@@ -51,7 +52,13 @@ def decode_rows(  # type: ignore[no-untyped-def]
     i, j, k = tl.arange(0, P), tl.arange(0, padded), tl.arange(0, P)
     column = i[:, None] * Q + j[None, :]
     inside = (j[None, :] < Q) & (i[:, None] < P)
-    digit, word = column // words, column % words
+    digit = tl.zeros((P, padded), tl.int32)
+    if digits <= 8:  # cheaper than a division, so that it need not stay in registers
+        for d in tl.static_range(1, digits):
+            digit += (column >= d * words).to(tl.int32)
+    else:
+        digit = column // words
+    word = column - digit * words
     integer: tl.constexpr = tl.uint32 if size <= 4 else tl.uint64
     if bits == 0:
         power = tl.load(powers_ptr + digit, mask=inside, other=1).to(integer)
