@@ -40,8 +40,9 @@ def device_product(
     if pair is None or frame.left_u is not None or frame.left_v is not None or wanted:
         return None
     asked, matrix = asked_backend(), x.reshape(-1, packed.columns)
-    if asked == "reference":
+    if asked == "reference" or packed.codes.device != x.device:
         return None
+    channel_scale = None if channel_scale is None else channel_scale.to(x.device)  # another layer's, perhaps elsewhere
     bias = None if bias is None else bias.to(x.dtype)
     scales = dense.Scales(scale, col_scale, channel_scale)
     if len(matrix) >= dense.DENSE_TOKENS and dense.supports(pair, packed, x, scales):

@@ -68,13 +68,14 @@ class InputTransform:
 
     def _compute(self, x: Tensor, channel_scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x = x.reshape(-1, x.shape[-1]).to(computed_dtype(x))
+        channel_scale = None if channel_scale is None else channel_scale.to(x.device)
         pair = CoupledBases.of(self.right_u, self.right_v) if self.columns == 2 else None
         wanted = x.requires_grad and torch.is_grad_enabled()
         if pair is not None and not wanted and asked_backend() is None and transform_passed(pair, x):
             return cuda.floats(pair, x, channel_scale)
         inverse = None
         if channel_scale is not None:
-            inverse = channel_scale.to(x.device, torch.promote_types(x.dtype, torch.float32)).reciprocal()
+            inverse = channel_scale.to(torch.promote_types(x.dtype, torch.float32)).reciprocal()
         both = self.columns == 2
         return adjoint_pair(self.right_u, self.right_v if both else None, x, inverse, both, self.bases)
 

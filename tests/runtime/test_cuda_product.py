@@ -132,6 +132,10 @@ def test_one_scale_for_all_rows_and_other_dtypes(launcher):
     y = compute(case._replace(scale=scale, bias=bias, channel_scale=case.channel_scale.float()))
     plain = (case.expected - case.bias.double()) / case.scale.double().T
     assert float((y.double() - (plain * 0.25 + bias.double())).norm() / plain.norm()) < 1e-3
+    doubled = compute(
+        case._replace(scale=scale.double(), bias=bias.double(), channel_scale=case.channel_scale.double())
+    )
+    assert torch.equal(doubled, y)  # read as float32
     single = compute(case._replace(scale=torch.tensor([[0.25]]).bfloat16(), bias=bias.bfloat16()))
     assert float((single.double() - (plain * 0.25 + bias.bfloat16().double())).norm() / plain.norm()) < 1e-3
 
@@ -141,7 +145,11 @@ def test_one_scale_for_all_rows_and_other_dtypes(launcher):
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_the_activations_are_those_of_the_bases(launcher, columns, dtype):
     pair = CoupledBases(columns, 1)
-    for tokens, channel_scale in ((1, None), (3, torch.linspace(0.5, 2, columns)), (8, torch.ones(columns).bfloat16())):
+    for tokens, channel_scale in (
+        (1, None),
+        (3, torch.linspace(0.5, 2, columns)),
+        (20, torch.ones(columns).bfloat16()),
+    ):
         x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(tokens)).to(dtype)
         expected = coordinates(pair, x, channel_scale)
         for found, wanted in zip(cuda.floats(pair, x, channel_scale), expected, strict=True):

@@ -10,7 +10,8 @@ from kquant_cli.bases import BasisSpec
 from kquant_cli.bases.coupled import KINDS
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout
 from kquant_cli.runtime import KashinLinear, input_transform
-from kquant_cli.runtime.products import cuda, trial
+from kquant_cli.runtime.device_product import device_product
+from kquant_cli.runtime.products import Packed, cuda, trial
 
 pytestmark = needs_emulator
 COLUMNS = 256
@@ -109,8 +110,11 @@ def test_what_is_no_power_of_two_has_its_transform_in_one_launch(launcher, monke
     assert is_close(layer(inputs(2)), inputs(2), layer, weight)
     assert launcher.launched == ["activations"] * 2  # a trial first
     launcher.launched.clear()
-    layer(inputs(3))
-    assert launcher.launched == ["activations"]
+    for tokens in (3, 20, cuda.FLOAT_TOKENS):
+        layer(inputs(tokens))
+    assert launcher.launched == ["activations"] * 3
+    layer(inputs(cuda.FLOAT_TOKENS + 1))
+    assert len(launcher.launched) == 3
 
 
 @pytest.mark.parametrize("asked", ["triton", "reference"])
@@ -182,6 +186,13 @@ def test_a_codebook_that_is_written_to_is_read_again(launcher):
         layer.weight_codebook.fill_(float("nan"))
     launcher.launched.clear()
     assert bool(layer(x).isnan().all())
+    assert launcher.launched == []
+
+
+def test_codes_on_another_device_are_not_for_the_kernels(launcher):
+    layer, _ = make_layer()
+    packed = Packed(layer.weight_codes.to("meta"), layer.weight_codebook, COLUMNS)
+    assert device_product(layer.layout, packed, inputs(1), None, None, layer.input_transform, layer) is None
     assert launcher.launched == []
 
 

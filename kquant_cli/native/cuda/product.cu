@@ -2,9 +2,10 @@
 //
 //   y[token][row] = scale[row] step sum_j (u[code] a_j + v[code] b_j) + bias[row]
 //
-// Codebooks of whole numbers of one byte, times the step: a look-up is one PRMT, which picks four bytes out of the eight of
-// two registers by the low three bits of four nibbles; the products are int8 mma. The activations are 16-bit integers times a scale of the token's, in two bytes (limbs), so
-// that column 2 token + limb of B is the high (0) or low (1) byte: sums are exact, whatever their order.
+// Codebooks of whole numbers of one byte, times the step: a look-up is one PRMT, which picks four bytes out of the eight
+// of two registers by the low three bits of four nibbles; the products are int8 mma. The activations are 16-bit integers
+// times a scale of the token's, in two bytes (limbs): column 2 token + limb of B is the high (0) or low (1) byte. Sums
+// are exact, whatever their order.
 //
 //   KIND 0  16 levels. The nibble's bit 3 turns a byte into its sign: prmt(P, y) is P's entry, or 0 / -1 where bit 3 is set,
 //           prmt(N, y ^ 8..8) the other way round, and both go into mma with the same activations: the tables are

@@ -30,6 +30,7 @@ STEP = 64  # words of a row that a warp takes at a time
 ALIGNED = 16  # bytes that a copy begins at
 MOST_COLUMNS, MOST_ORDER = 32768, 128  # of what the transform's blocks and its matrix C have room for
 CLUSTER, TRANSFORM_THREADS = 8, 512
+FLOAT_TOKENS = 128  # that `floats` takes in one launch; for more torch's operations are long enough (not measured)
 KEPT = 64  # sizes and seeds whose tables stay on a device
 
 
@@ -50,11 +51,11 @@ class Plan(NamedTuple):
     shared: int
 
 
-def transforms(pair: CoupledBases, x: Tensor) -> bool:
-    """Whether the transform takes x (tokens, columns): 1 to 8 tokens in 16 bits, of a size that it has room for."""
+def transforms(pair: CoupledBases, x: Tensor, most: int = TOKENS[-1]) -> bool:
+    """Whether the transform takes x (tokens, columns): up to `most` tokens in 16 bits, of a size it has room for."""
     power = pair.size & -pair.size
     fits = power >= 32 and pair.size <= MOST_COLUMNS and pair.size // power <= MOST_ORDER
-    return fits and x.dtype in NARROW and 0 < len(x) <= TOKENS[-1] and launcher_for(x.device) is not None
+    return fits and x.dtype in NARROW and 0 < len(x) <= most and launcher_for(x.device) is not None
 
 
 def look_up_of(packed: Packed) -> LookUp | None:
@@ -90,7 +91,7 @@ _look_ups: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def floats(pair: CoupledBases, x: Tensor, channel_scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """a and b (tokens, columns) in x's dtype, of x that `transforms` has said yes to; channel_scale (columns,)."""
     a, b = torch.empty_like(x), torch.empty_like(x)
-    _transform(pair, x, channel_scale, None, (0, a, b, None, None))
+    _transform(pair, x, channel_scale, None, (0, a, b, None, None), 0)
     return a, b
 
 
@@ -98,10 +99,10 @@ def prepared(
     pair: CoupledBases, x: Tensor, channel_scale: Tensor | None, digits: int, column_scale: Tensor | None = None
 ) -> Activations:
     """The same for the product, for a look-up's `digits`, and times column_scale (columns,)."""
-    steps = -(-(pair.size // abs(digits)) // STEP)
-    numbers = x.new_empty(steps * STEP * _bytes_a_word(abs(digits), padded(len(x))), dtype=torch.int8)
-    scales = x.new_empty(padded(len(x)), dtype=torch.float32)
-    _transform(pair, x, channel_scale, column_scale, (digits, None, None, numbers, scales))
+    steps, tokens = -(-(pair.size // abs(digits)) // STEP), padded(len(x))
+    numbers = x.new_empty(steps * STEP * _bytes_a_word(abs(digits), tokens), dtype=torch.int8)
+    scales = x.new_empty(tokens, dtype=torch.float32)
+    _transform(pair, x, channel_scale, column_scale, (digits, None, None, numbers, scales), tokens)
     return Activations(numbers, scales, len(x))
 
 
@@ -111,6 +112,7 @@ def _transform(
     channel_scale: Tensor | None,
     column_scale: Tensor | None,
     outputs: tuple[int | Tensor | None, ...],
+    tokens: int,
 ) -> None:
     tables = _tables(pair, x.device)
     order = tables.order
@@ -119,7 +121,7 @@ def _transform(
         *(*_number(x), *_number(channel_scale)),
         *(tables.first, tables.second, tables.dense, tables.dense_transposed),
         *(*_number(column_scale), *outputs),
-        *(pair.size, tables.power.bit_length() - 1, order, padded(len(x))),
+        *(pair.size, tables.power.bit_length() - 1, order, tokens),
     )
     _launcher(x).launch("activations", {}, CLUSTER * len(x), TRANSFORM_THREADS, shared, arguments)
 
@@ -167,8 +169,11 @@ def plan(rows: int, columns: int, found: LookUp, tokens: int, device: torch.devi
 
 
 def _number(x: Tensor | None) -> tuple[Tensor | None, int]:
-    """A tensor and its dtype, as numbers.cuh takes them."""
-    return (None, NONE) if x is None else (x.contiguous(), DTYPES[x.dtype])
+    """A tensor and its dtype, as numbers.cuh takes them; of other dtypes a float32 copy."""
+    if x is None:
+        return None, NONE
+    known = x.contiguous() if x.dtype in DTYPES else x.float().contiguous()
+    return known, DTYPES[known.dtype]
 
 
 def _bytes_a_word(digits: int, tokens: int) -> int:
