@@ -5,11 +5,15 @@
                                         [--json FILE] [--jsonl FILE]
 
 Each product is timed as it runs when a model decodes: in a CUDA graph, over copies of the matrix that together are
-several times larger than the L2 cache, so that every byte comes from memory. Three are compared: cuBLAS on the dense
-matrix in the activations' dtype; the packed product of activations that are transformed already; and all of it, the
-transforms of the annealed encoder included. The floor is the bytes of the packed codes over the bandwidth that a copy
-of 1 GiB reaches in the same run (read and written bytes). On a CPU, with TRITON_INTERPRET=1, the script only shows
-that it runs (--rows 64 --columns 256 --repeats 1): its times then say nothing. `--quick`: 4 bits alone.
+several times larger than the L2 cache, so that every byte comes from memory. Compared are: cuBLAS on the dense matrix
+in the activations' dtype; Triton's packed product of activations that are transformed already; a whole layer from its
+codes, transforms and scales included, by the fastest kernels for them; and the whole layer by decoding its weight. The
+codebook is on a grid of one byte, as the CUDA kernels for few tokens want it. From the number of tokens on from which
+the last is faster than the one before it, layers should be decoded: DENSE_TOKENS in runtime/products/dense.py.
+
+The floor is the bytes of the packed codes over the bandwidth that a copy of 1 GiB reaches in the same run (read and
+written bytes). On a CPU, with TRITON_INTERPRET=1, the script only shows that it runs (--rows 64 --columns 256
+--repeats 1): its times then say nothing. `--quick`: 4 bits alone.
 """
 
 from __future__ import annotations
@@ -26,12 +30,15 @@ import torch
 from results import append_row, machine, write_results
 from torch import Tensor
 
-from kquant_cli.bases import make_basis
-from kquant_cli.packing import row_bytes
-from kquant_cli.runtime.products import Packed, backend_for, product, reference
+from kquant_cli.bases import BasisSpec, CoupledBases
+from kquant_cli.bases.coupled import KINDS
+from kquant_cli.encoded import EncodedMatrix, Frame, Layout
+from kquant_cli.packing import row_bytes, unpack
+from kquant_cli.runtime.linear import KashinLinear
+from kquant_cli.runtime.products import Packed, backend_for, dense, product, reference
 
 CACHES = 4  # times the L2 cache that the copies take together
-KINDS = ("signed_hadamard_dct", "twice_signed_hadamard_dct")  # of the annealed encoder
+NEVER = 2**30  # tokens
 
 
 def seconds(work: Callable[[int], object], copies: int, repeats: int, device: str) -> float:
@@ -81,45 +88,64 @@ def relative_error(packed: Packed, a: Tensor, b: Tensor) -> float:
     return float((product(packed, a, b, False)[0].double() - expected).norm() / expected.norm())
 
 
+def layer_of(packed: Packed) -> KashinLinear:
+    """A layer of the annealed encoder's layout."""
+    rows, columns, device = packed.rows, packed.columns, packed.codes.device
+    frame = Frame(right_u=BasisSpec(KINDS[0], columns, 0), right_v=BasisSpec(KINDS[1], columns, 0))
+    layout = Layout((rows, columns), packed.levels, frame, scale=(rows, 1), channel_scale=True)
+    codes = unpack(packed.codes.cpu(), packed.levels, columns)
+    scales = torch.rand(rows, 1) + 0.5, torch.rand(columns) + 0.5
+    encoded = EncodedMatrix(layout, codes, packed.codebook.cpu(), scales[0].half(), channel_scale=scales[1].half())
+    return KashinLinear.of(encoded).to(device)
+
+
+def layer_seconds(layers: list[KashinLinear], x: Tensor, decoded: bool, repeats: int) -> float | None:
+    """Of a layer from its codes, or by decoding its weight (None where that cannot be)."""
+    pair = CoupledBases(layers[0].in_features, 0)
+    packed = Packed(layers[0].weight_codes, layers[0].weight_codebook, layers[0].in_features)
+    scales = dense.Scales(layers[0].weight_scale, None, layers[0].weight_channel_scale)
+    if decoded and not dense.supports(pair, packed, x, scales):
+        return None
+    dense.DENSE_TOKENS = 0 if decoded else NEVER
+    with torch.no_grad():
+        layers[0](x)  # the trials
+        return seconds(lambda copy: layers[copy](x), len(layers), repeats, x.device.type)
+
+
 def measure(args: argparse.Namespace, bits: int, tokens: int, bytes_a_second: float) -> dict[str, Any]:
-    """The three products at one size."""
+    """The products at one size."""
     device, dtype, levels = args.device, getattr(torch, args.dtype), 2**bits
     size = args.rows * row_bytes(args.columns, levels)
-    book = torch.randn(levels, 2, device=device)
+    book = torch.randint(-126, 127, (levels, 2), device=device) * 0.01
     shape = (args.rows, row_bytes(args.columns, levels))
-    copies = copies_for(size, device)
     # Every byte is a valid word: the numbers of levels are powers of two.
     matrices = [
-        Packed(torch.randint(256, shape, dtype=torch.uint8, device=device), book, args.columns) for _ in range(copies)
+        Packed(torch.randint(256, shape, dtype=torch.uint8, device=device), book, args.columns)
+        for _ in range(copies_for(size, device))
     ]
+    layers = [layer_of(matrix) for matrix in matrices]
     x = torch.randn(tokens, args.columns, device=device).to(dtype)
-    first, second = (make_basis(kind, args.columns) for kind in KINDS)
-    a, b = first.adjoint(x), second.adjoint(x)
-
-    def whole(copy: int) -> object:
-        return product(matrices[copy], first.adjoint(x), second.adjoint(x), False)
-
-    packed = seconds(lambda copy: product(matrices[copy], a, b, False), copies, args.repeats, device)
-    transformed = seconds(whole, copies, args.repeats, device)
+    a, b = torch.randn(2, tokens, args.columns, device=device).to(dtype)
     dense_bytes = args.rows * args.columns * x.element_size()
-    dense = [
+    weights = [
         torch.randn(args.rows, args.columns, device=device).to(dtype) for _ in range(copies_for(dense_bytes, device))
     ]
-    plain = seconds(lambda copy: x @ dense[copy].T, len(dense), args.repeats, device)
-    floor = size / bytes_a_second
+    times = {
+        "dense": seconds(lambda copy: x @ weights[copy].T, len(weights), args.repeats, device),
+        "packed": seconds(lambda copy: product(matrices[copy], a, b, False), len(matrices), args.repeats, device),
+        "layer": layer_seconds(layers, x, False, args.repeats),
+        "decoded_layer": layer_seconds(layers, x, True, args.repeats),
+        "floor": size / bytes_a_second,
+    }
+    layer = min(filter(None, (times["layer"], times["decoded_layer"])))
     return {
         "bits": bits,
         "tokens": tokens,
         "backend": backend_for(matrices[0], a, False),
         "relative_error": relative_error(matrices[0], a, b),
-        "dense_us": plain * 1e6,
-        "packed_us": packed * 1e6,
-        "with_transforms_us": transformed * 1e6,
-        "floor_us": floor * 1e6,
-        "times_as_fast": plain / packed,
-        "times_as_fast_with_transforms": plain / transformed,
-        "share_of_bandwidth": floor / packed,
-        "share_of_bandwidth_with_transforms": floor / transformed,
+        **{f"{name}_us": time and time * 1e6 for name, time in times.items()},
+        "times_as_fast": (times["dense"] or 0) / layer,
+        "share_of_bandwidth": (times["floor"] or 0) / layer,
     }
 
 
@@ -128,7 +154,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--columns", type=int, default=11008)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 2, 3, 8], choices=range(1, 9))
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16, 256])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 96, 128, 192, 256, 512])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
@@ -141,21 +167,19 @@ def main() -> None:
     torch.manual_seed(0)
     bytes_a_second = bandwidth(args.device, args.repeats)
     print(f"memory: {bytes_a_second / 1e9:.0f} GB/s read and written by a copy")
-    titles = f"{'bits':>4} {'tokens':>6} {'dense':>9} {'packed':>9} {'+ bases':>9} {'floor':>9} us"
-    print(titles + "  times as fast, and with bases; share of the bandwidth, and with bases")
+    names = ("dense", "packed", "layer", "decoded_layer", "floor")
+    print(f"{'bits':>4} {'tokens':>6}", *(f"{name:>13}" for name in names), "us, times as fast, share of the bandwidth")
     rows = []
     for bits in args.bits[: 1 if args.quick else None]:
         for tokens in args.tokens:
             row = measure(args, bits, tokens, bytes_a_second)
             rows.append(row)
             append_row(args.jsonl, "product", **row)
-            times = (row[f"{name}_us"] for name in ("dense", "packed", "with_transforms", "floor"))
+            times = (row[f"{name}_us"] for name in names)
             print(
                 f"{bits:>4} {tokens:>6}",
-                *(f"{number:9.1f}" for number in times),
-                f"  {row['times_as_fast']:.2f} / {row['times_as_fast_with_transforms']:.2f}",
-                f"  {row['share_of_bandwidth']:.0%} / {row['share_of_bandwidth_with_transforms']:.0%}",
-                f"  error {row['relative_error']:.1e}",
+                *(f"{'-':>13}" if number is None else f"{number:13.1f}" for number in times),
+                f"  {row['times_as_fast']:.2f}  {row['share_of_bandwidth']:.0%}  error {row['relative_error']:.1e}",
                 flush=True,
             )
     shape = {"rows": args.rows, "columns": args.columns, "dtype": args.dtype, "repeats": args.repeats}

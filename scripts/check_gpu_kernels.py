@@ -21,10 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from bench_gpu_product import layer_of
 from results import append_row
 
 from kquant_cli.packing import pack
-from kquant_cli.runtime.products import Packed, backend_for, product, reference
+from kquant_cli.runtime.products import Packed, backend_for, product, reference, trial
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 6e-3}
@@ -37,7 +38,7 @@ MOST_WORKERS = 14  # each has a context on the GPU
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel: of a product, or one of the encoder's (`soft`, `hard`), or a product in a CUDA graph."""
+    """A kernel: of a product or the encoder (`soft`, `hard`); a layer, by what is for it; a product in a CUDA graph."""
 
     kernel: str
     levels: int
@@ -49,7 +50,7 @@ class Case:
     shape: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        more = [f"{self.tokens} tokens, {self.dtype}"] if self.kernel == "product" else []
+        more = [f"{self.tokens} tokens, {self.dtype}"] if self.tokens else []
         more += [f"{self.terms} column"] if self.terms == 1 else []
         more += [name for name in ("split", "group") if getattr(self, name)]
         more += ["x".join(map(str, self.shape))] if self.shape else []
@@ -60,6 +61,9 @@ def cases(quick: bool) -> list[Case]:
     """All cases, the most valuable first."""
     found = [Case("soft", 16), Case("hard", 16), Case("graph", 16)]
     found += [Case("product", levels, tokens, "bfloat16") for levels in LEVELS for tokens in TOKENS]
+    found += [
+        Case("layer", levels, tokens, "bfloat16") for levels in (16, 4, 8, 32, 256, 3) for tokens in (1, 4, 8, 300)
+    ]
     found += [Case(kernel, levels) for kernel in ("soft", "hard") for levels in (4, 256)]
     if not quick:
         for levels in (16, 5):
@@ -90,10 +94,24 @@ def products(case: Case, rows: int, columns: int) -> float:
     scale = torch.rand(rows, -(-columns // GROUP), device=DEVICE) + 0.5 if case.group else None
     packed = Packed(pack(codes, case.levels), book, columns, scale, case.group)
     a, b = torch.randn(2, case.tokens, columns, device=DEVICE).to(getattr(torch, case.dtype))
-    if (backend := backend_for(packed, a, case.split)) != "gpu":
+    if (backend := backend_for(packed, a, case.split)) != "triton":
         raise RuntimeError(f"the product is computed by the backend {backend}")
     expected = reference.product(packed, a.double(), b.double() if case.terms == 2 else None, case.split)
     return relative_error(product(packed, a, b if case.terms == 2 else None, case.split), expected)
+
+
+def layers(case: Case, rows: int, columns: int) -> float:
+    """The error of a layer from its codes, by whatever kernels are for it; one that was switched off is an error."""
+    codes = torch.randint(case.levels, (rows, columns), dtype=torch.uint8, device=DEVICE)
+    book = torch.randint(-126, 127, (case.levels, 2), device=DEVICE) * 0.01
+    layer = layer_of(Packed(pack(codes, case.levels), book, columns))
+    weight = layer.encoded().decode(torch.float64)
+    x = torch.randn(case.tokens, columns, device=DEVICE).to(getattr(torch, case.dtype))
+    with torch.no_grad():
+        error = relative_error((layer(x),), (x.double() @ weight.T,))
+    if off := trial.switched_off():
+        raise RuntimeError(f"switched off: {', '.join(map(str, off))}")
+    return error
 
 
 def graph(rows: int, columns: int) -> float:
@@ -168,6 +186,8 @@ def check(case: Case, rows: int, columns: int) -> tuple[float, float]:
         return moves(case.levels), 1e-4
     if case.kernel == "graph":
         return graph(rows, columns), 0.0
+    if case.kernel == "layer":  # which rounds its activations, too
+        return layers(case, rows, columns), 2 * BOUNDS[case.dtype]
     return products(case, rows, columns), BOUNDS[case.dtype] * (1 if DEVICE == "cuda" else 2)  # few entries
 
 

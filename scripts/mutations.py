@@ -151,6 +151,31 @@ MUTATIONS = [
         '"widen": False',
         "runtime/test_triton_product.py",
     ),
+    Mutation(
+        "runtime/products/triton_dense.py",
+        "y = y * tl.load(second_ptr + column",
+        "y = y * tl.load(first_ptr + column",
+        "runtime/test_dense_product.py",
+    ),
+    Mutation("runtime/products/trial.py", "if found <= bound else", "if True else", "runtime/test_dense_product.py"),
+    Mutation(
+        "runtime/products/look_up.py",
+        "if (low + n < 0) == p and",
+        "if",
+        "runtime/test_look_up.py",
+    ),
+    Mutation(
+        "native/cuda/product.cu",
+        "ibyte < words && 8 * k < irows",
+        "8 * k < irows",
+        "runtime/test_cuda_product.py",
+    ),
+    Mutation(
+        "native/cuda/activations.cu",
+        "bytes(w0 + 128 >> 8, ",
+        "bytes(w0 >> 8, ",
+        "runtime/test_cuda_product.py",
+    ),
     Mutation("runtime/products/gpu.py", "1 if size <= NARROW else 2", "1", "runtime/test_triton_product.py"),
     Mutation(
         "checkpoint/selection.py",

@@ -21,6 +21,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import cache
 from hashlib import sha256
@@ -74,38 +75,46 @@ def _load(compiler: str, source: Path, folder: Path) -> ctypes.CDLL:
     """
     sources = [file.read_text(encoding="utf-8") for file in (source, *sorted(SOURCES.glob("*.h")))]
     text = "\n".join([*sources, compiler, *OPTIONS, *TUNED, _processor()])
-    stem = f"kquant-{_digest(text.encode())}"
-    built = _whole(folder, stem)
-    if built is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            with suppress(NotImplementedError):  # a file system without locks: several may compile, one file stays
-                held.enter_context(FileLock(folder / f"{stem}.lock", timeout=PATIENCE))
-            built = _whole(folder, stem) or _build(compiler, source, folder, stem)
-    return ctypes.CDLL(str(built))
 
-
-def _whole(folder: Path, stem: str) -> Path | None:
-    """The compiled file of that name, if it is there and as it was written; to load half a file can end the process."""
-    for built in folder.glob(f"{stem}-*.so"):
-        if built.stem == f"{stem}-{_digest(built.read_bytes())}":
-            return built
-        built.unlink(missing_ok=True)
-    return None
-
-
-def _build(compiler: str, source: Path, folder: Path, stem: str) -> Path:
-    """Compile into a temporary file in `folder`, then rename it: another process never sees half a file."""
-    logging.getLogger("kquant_cli").info("compiling %s for this processor, which is done once", source.name)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        part = Path(temporary) / "part.so"
+    def build(part: Path) -> None:
+        logging.getLogger("kquant_cli").info("compiling %s for this processor, which is done once", source.name)
         for tuned in TUNED:
             command = [compiler, *OPTIONS, *filter(None, [tuned]), "-o", str(part), str(source)]
             run = subprocess.run(command, capture_output=True, check=False)
             if run.returncode == 0:
                 break
         run.check_returncode()
-        return part.replace(folder / f"{stem}-{_digest(part.read_bytes())}.so")
+
+    return ctypes.CDLL(str(kept(text, ".so", build, folder)))
+
+
+def kept(text: str, suffix: str, build: Callable[[Path], None], folder: Path) -> Path:
+    """The file in `folder` that `build` makes of `text`; made where it is not there, or not whole.
+
+    It is made in a temporary file, then renamed: another process never sees half of it.
+    """
+    stem = f"kquant-{_digest(text.encode())}"
+    if (found := _whole(folder, stem, suffix)) is not None:
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with suppress(NotImplementedError):  # a file system without locks: several may compile, one file stays
+            held.enter_context(FileLock(folder / f"{stem}.lock", timeout=PATIENCE))
+        if (found := _whole(folder, stem, suffix)) is not None:
+            return found
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            part = Path(temporary) / f"part{suffix}"
+            build(part)
+            return part.replace(folder / f"{stem}-{_digest(part.read_bytes())}{suffix}")
+
+
+def _whole(folder: Path, stem: str, suffix: str) -> Path | None:
+    """The compiled file of that name, if it is there and as it was written; to load half a file can end the process."""
+    for built in folder.glob(f"{stem}-*{suffix}"):
+        if built.stem == f"{stem}-{_digest(built.read_bytes())}":
+            return built
+        built.unlink(missing_ok=True)
+    return None
 
 
 def _digest(data: bytes) -> str:

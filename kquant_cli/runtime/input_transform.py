@@ -14,18 +14,20 @@ the last.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kquant_cli.bases import BasisSpec
+from kquant_cli.bases import BasisSpec, CoupledBases
 from kquant_cli.runtime import cpu_layer
 from kquant_cli.runtime.basis_cache import BasisCache
 from kquant_cli.runtime.basis_pair import adjoint_pair
 from kquant_cli.runtime.cpu_layer import InOneCall
+from kquant_cli.runtime.products import asked_backend, cuda
+from kquant_cli.runtime.products.cuda_trial import transform_passed
 from kquant_cli.runtime.products.lookup import FEW
 
 
@@ -51,21 +53,31 @@ class InputTransform:
         b is None where the codebook has one column, and a itself where both bases are the same. `reader` is the layer
         that asks: one that asks again begins another pass.
         """
-        both: tuple[Tensor, Tensor | None] = self._shared("both", x, reader, lambda: self._compute(x, channel_scale))
+        both: tuple[Tensor, Tensor | None] = self._once("floats", x, reader, lambda: self._compute(x, channel_scale))
         return both
+
+    def prepared(self, x: Tensor, channel_scale: Tensor | None, reader: object, digits: int) -> cuda.Activations:
+        """The same as products/cuda.py multiplies it, for a look-up's `digits`; where `cuda.transforms` says yes."""
+        pair = CoupledBases.of(self.right_u, self.right_v)
+        assert pair is not None
+        matrix = x.reshape(-1, x.shape[-1])
+        made: cuda.Activations = self._once(
+            digits, x, reader, lambda: cuda.prepared(pair, matrix, channel_scale, digits)
+        )
+        return made
 
     def whole(self, x: Tensor, reader: InOneCall) -> Tensor:
         """y (tokens, out_features) of the layer `reader`, which is `ready`, in x's dtype; cpu_layer.takes(x)."""
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         if len(rows) > FEW:
             call = self._call_of([reader])
-            a = self._shared("first", x, reader, lambda: call.coordinates(rows))
+            a = self._once("first", x, reader, lambda: call.coordinates(rows))
             return call.many(a, x.dtype)
         if self._kept is not None and self._kept.input() is not x:
             self._drop()
         if self.readers == 1 or not self.together or not all(layer.ready for layer in self.layers):
             return self._call_of([reader]).few(rows)[0]
-        outputs = self._shared("outputs", x, reader, lambda: self._call_of(self.layers).few(rows))
+        outputs = self._once("outputs", x, reader, lambda: self._call_of(self.layers).few(rows))
         found: Tensor = outputs[self.layers.index(reader)]
         return found
 
@@ -76,26 +88,32 @@ class InputTransform:
             call = self._calls[key] = cpu_layer.CpuLayer(layers)
         return call
 
-    def _shared(self, what: str, x: Tensor, reader: object, compute: Callable[[], Any]) -> Any:
-        """What the first reader computes and the others get."""
+    def _once(self, form: Hashable, x: Tensor, reader: object, compute: Callable[[], Any]) -> Any:
+        """`compute()`, or what it was for this input when another reader asked for the same form."""
         if self.readers == 1 or (x.requires_grad and torch.is_grad_enabled()):
             return compute()
-        kept, state = self._kept, (what, *_state(x))
-        if kept is None or kept.input() is not x or kept.state != state or id(reader) in kept.read:
+        kept = self._kept
+        if kept is None or kept.input() is not x or kept.state != _state(x) or id(reader) in kept.read:
             self._drop()
             # The callback frees what is kept when the input is freed, should a reader never come (a skipped layer).
-            kept = _Kept(weakref.ref(x, self._forget), state, compute())
-            self._kept = kept
+            kept = self._kept = _Kept(weakref.ref(x, self._forget), _state(x))
+        if form not in kept.values:
+            kept.values[form] = compute()
         kept.read.add(id(reader))
         if len(kept.read) == self.readers:
             self._kept = None
-        return kept.value
+        return kept.values[form]
 
     def _compute(self, x: Tensor, channel_scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x = x.reshape(-1, x.shape[-1]).to(computed_dtype(x))
+        channel_scale = None if channel_scale is None else channel_scale.to(x.device)
+        pair = CoupledBases.of(self.right_u, self.right_v) if self.columns == 2 else None
+        wanted = x.requires_grad and torch.is_grad_enabled()
+        if pair is not None and not wanted and asked_backend() is None and transform_passed(pair, x):
+            return cuda.floats(pair, x, channel_scale)
         inverse = None
         if channel_scale is not None:
-            inverse = channel_scale.to(x.device, torch.promote_types(x.dtype, torch.float32)).reciprocal()
+            inverse = channel_scale.to(torch.promote_types(x.dtype, torch.float32)).reciprocal()
         both = self.columns == 2
         return adjoint_pair(self.right_u, self.right_v if both else None, x, inverse, both, self.bases)
 
@@ -109,7 +127,7 @@ class InputTransform:
 
     def _drop(self) -> None:
         """Keep nothing; outputs that were computed for nobody say that these layers do not read one input."""
-        if self._kept is not None and self._kept.state[0] == "outputs":
+        if self._kept is not None and "outputs" in self._kept.values:
             self.together = False
         self._kept = None
 
@@ -119,11 +137,11 @@ class InputTransform:
 
 @dataclass
 class _Kept:
-    """What was computed of one input, and the ids of the layers that have read it."""
+    """What was computed of one input, by its form, and the ids of the layers that have read it."""
 
     input: weakref.ref[Tensor]
     state: tuple[Any, ...]
-    value: Any
+    values: dict[Hashable, Any] = field(default_factory=dict)
     read: set[int] = field(default_factory=set)
 
 

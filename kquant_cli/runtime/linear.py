@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kquant_cli.encoded import EncodedMatrix, Layout
 from kquant_cli.runtime import blocks, cpu_layer
 from kquant_cli.runtime.basis_cache import BasisCache
+from kquant_cli.runtime.device_product import device_product
 from kquant_cli.runtime.input_transform import InputTransform
 from kquant_cli.runtime.operators import compiled_product, layout_key, unscaled
 from kquant_cli.runtime.products import Packed
@@ -88,6 +89,9 @@ class KashinLinear(nn.Module):
         else:
             group = self.layout.group if grouped else 0
             packed = Packed(self.weight_codes, self.weight_codebook, self.in_features, group_scale, group, self.blocks)
+            given = (self.layout, packed, x, self.shared_channel_scale(), col_scale, self.input_transform, self)
+            if (whole := device_product(*given, scale, self.bias)) is not None:
+                return whole
             inputs = self.input_transform(x, self.shared_channel_scale(), self)
             y = unscaled(self.layout, inputs, packed, col_scale, self.left_bases)
         if scale is not None and not grouped:

@@ -20,6 +20,7 @@ from torch import Tensor
 from kquant_cli.encoded import Layout
 from kquant_cli.packing import row_bytes
 from kquant_cli.runtime.basis_cache import BasisCache
+from kquant_cli.runtime.device_product import device_product
 from kquant_cli.runtime.input_transform import InputTransform, computed_dtype
 from kquant_cli.runtime.products import Packed, product, transposed_product
 
@@ -79,6 +80,9 @@ def compiled_product(
     """y (..., out_features) of x (..., in_features) by `unscaled`; `key` is that of `layout_key`."""
     layout, transform, bases = _known(key)
     packed = _packed(layout, codes, codebook, group_scale)
+    y = device_product(layout, packed, x, channel_scale, col_scale, transform, None)
+    if y is not None:
+        return y.to(computed_dtype(x))
     y = unscaled(layout, transform(x, channel_scale, None), packed, col_scale, bases)
     return y.view(*x.shape[:-1], y.shape[-1])
 

@@ -129,7 +129,7 @@ def test_which_backend_is_taken(monkeypatch):
     monkeypatch.setenv("KQUANT_BACKEND", "reference")
     assert backend_for(packed, a, False) == "reference"
     monkeypatch.setenv("KQUANT_BACKEND", "refrence")
-    with pytest.raises(KQuantError, match="KQUANT_BACKEND is 'refrence', expected reference"):
+    with pytest.raises(KQuantError, match="KQUANT_BACKEND is 'refrence', expected reference or triton"):
         backend_for(packed, a, False)
     monkeypatch.delenv("KQUANT_BACKEND")
     compiled = product(packed, a, b, False)[0]

@@ -64,7 +64,7 @@ def test_the_benchmark_interpreted_and_with_few_packages(run, scripts, tmp_path)
     done = run(sys.executable, "-c", bare, scripts / "bench_gpu_product.py", *size, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "x.json").read_text())["products"]
-    assert (row["bits"], row["tokens"], row["backend"]) == (4, 1, "gpu")
+    assert (row["bits"], row["tokens"], row["backend"]) == (4, 1, "triton")
     assert 0 < row["relative_error"] < 0.012
     assert row["floor_us"] > 0
 

@@ -17,9 +17,9 @@ from kquant_cli.runtime.products import gpu, lookup, native, reference
 from kquant_cli.runtime.products.gradient import DifferentiableProduct, transposed_product
 from kquant_cli.runtime.products.packed import Packed
 
-__all__ = ["BACKENDS", "Packed", "backend_for", "product", "transposed_product"]
+__all__ = ["BACKENDS", "Packed", "asked_backend", "backend_for", "product", "transposed_product"]
 
-BACKENDS: dict[str, ModuleType] = {"gpu": gpu, "lookup": lookup, "native": native, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"triton": gpu, "lookup": lookup, "native": native, "reference": reference}
 
 
 def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[Tensor, Tensor | None]:
@@ -35,11 +35,20 @@ def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[T
 
 
 def backend_for(packed: Packed, a: Tensor, split: bool) -> str:
-    """The name of the backend that computes this product; KQUANT_BACKEND=reference asks for the plain one."""
-    if asked := os.environ.get("KQUANT_BACKEND"):
-        if asked != "reference":
-            raise KQuantError(
-                f"KQUANT_BACKEND is {asked!r}, expected reference; leave it out for the fastest that runs"
-            )
-        return asked
+    """The name of the backend that computes this product."""
+    if asked_backend() == "reference":
+        return "reference"
     return next(name for name, backend in BACKENDS.items() if backend.supports(packed, a, split))
+
+
+def asked_backend() -> str | None:
+    """What KQUANT_BACKEND asks for: the plain `reference`, or `triton` and no CUDA kernels on a GPU; None: the fastest.
+
+    Raises KQuantError where it is something else.
+    """
+    asked = os.environ.get("KQUANT_BACKEND") or None
+    if asked not in (None, "reference", "triton"):
+        raise KQuantError(
+            f"KQUANT_BACKEND is {asked!r}, expected reference or triton; leave it out for the fastest that runs"
+        )
+    return asked

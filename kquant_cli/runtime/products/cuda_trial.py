@@ -1,0 +1,61 @@
+"""The CUDA kernels at their first use on a device, for each format and shape, against float64 (trial.py)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kquant_cli.bases import CoupledBases, basis_for
+from kquant_cli.runtime.products import cuda, reference
+from kquant_cli.runtime.products.look_up import LookUp
+from kquant_cli.runtime.products.packed import Packed
+from kquant_cli.runtime.products.trial import passed, relative_error
+
+BOUNDS = {torch.float16: 1e-3, torch.bfloat16: 6e-3}  # results are rounded to 2e-4 and 2e-3
+
+
+def transform_passed(pair: CoupledBases, x: Tensor) -> bool:
+    """Whether `cuda.floats` takes x (tokens, columns), and gives a and b for its like."""
+    if not cuda.transforms(pair, x, cuda.FLOAT_TOKENS):
+        return False
+
+    def error() -> float:
+        draw, expected_a, expected_b = _drawn(pair, x, 2)
+        a, b = cuda.floats(pair, *draw)
+        return max(relative_error(a.double(), expected_a), relative_error(b.double(), expected_b))
+
+    return passed(("activations.cu", x.device, pair.size, x.dtype), error, BOUNDS[x.dtype])
+
+
+def product_passed(pair: CoupledBases, packed: Packed, found: LookUp, x: Tensor) -> bool:
+    """Whether `cuda.prepared` and `cuda.product` take x and `packed`, and give y, scales and bias included."""
+    if not cuda.transforms(pair, x):
+        return False
+    tokens = cuda.padded(len(x))
+    if cuda.plan(packed.rows, packed.columns, found, tokens, x.device) is None:
+        return False
+
+    def error() -> float:
+        draw, a, b = _drawn(pair, x, tokens)
+        generator = torch.Generator().manual_seed(packed.rows)
+        codes = torch.randint(256, packed.codes.shape, generator=generator, dtype=torch.uint8).to(x.device)
+        scale, bias = torch.rand(2, packed.rows, generator=generator).to(x.device)
+        column_scale = (torch.rand(packed.columns, generator=generator) + 0.5).to(x.device)
+        of_x = cuda.prepared(pair, *draw, found.digits, column_scale)
+        any_codes = Packed(codes, packed.codebook, packed.columns)
+        y = cuda.product(any_codes, found, of_x, scale.unsqueeze(1), bias, x.dtype)
+        plain, _ = reference.product(any_codes, a * column_scale, b * column_scale, False)
+        return relative_error(y, plain * scale.double() + bias.double())
+
+    key = ("product.cu", x.device, packed.levels, found.kind, tokens, packed.rows, packed.columns, x.dtype)
+    return passed(key, error, BOUNDS[x.dtype])
+
+
+def _drawn(pair: CoupledBases, like: Tensor, tokens: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """x (tokens, columns) and a channel scale, on the device, and their a and b in float64."""
+    generator = torch.Generator().manual_seed(pair.size)
+    x = torch.randn(tokens, pair.size, generator=generator).to(like.dtype)
+    channel_scale = torch.rand(pair.size, generator=generator) + 0.5
+    scaled = x.double() / channel_scale.double()
+    a, b = (basis_for(spec).adjoint(scaled).to(like.device) for spec in (pair.first, pair.second))
+    return (x.to(like.device), channel_scale.to(like.device)), a, b
