@@ -27,9 +27,10 @@ class KashinLinear(nn.Module):
     """An encoded matrix in place of `nn.Linear(in_features, out_features)` (or of GPT-2's Conv1D).
 
     The parameters have the names and dtypes of the bundle's tensors (`weight_codes`, `weight_codebook`,
-    `weight_scale`, ...) and keep their dtypes under `.to(dtype)`: a codebook in 16 bits would be another weight. `bias`
-    is an ordinary parameter. `channel_scale` is what another layer stores and this one shares; None: there is none, or
-    this layer's own. Gradients reach the input and the bias, not the codes.
+    `weight_scale`, ...) and keep their dtypes under `.to(dtype)`: a codebook in 16 bits would be another weight. A
+    constant codebook is no parameter; `codebook` is the one or the other. `bias` is an ordinary parameter.
+    `channel_scale` is what another layer stores and this one shares; None: there is none, or this layer's own.
+    Gradients reach the input and the bias, not the codes.
     """
 
     weight_codes: nn.Parameter
@@ -75,11 +76,12 @@ class KashinLinear(nn.Module):
         """
         scale, col_scale = self._own("weight_scale"), self._own("weight_col_scale")
         grouped = scale is not None and scale.shape[1] > 1
-        matrix = (self.weight_codes, self.weight_codebook)
         group_scale = scale if grouped else None
         if torch.compiler.is_compiling():
+            matrix = (self.weight_codes, self._own("weight_codebook"))
             y = compiled_product(x, *matrix, group_scale, col_scale, self._channel_scale(), self.layout_key)
         else:
+            matrix = (self.weight_codes, self.codebook)
             packed = Packed(*matrix, self.in_features, group_scale, self.layout.group if grouped else 0)
             inputs = self.input_transform(x, self._channel_scale(), self)
             y = unscaled(self.layout, inputs, packed, col_scale, self.left_bases)
@@ -95,6 +97,12 @@ class KashinLinear(nn.Module):
         if (shared := self._channel_scale()) is not None:
             tensors["weight_channel_scale"] = shared.detach().to(self.weight_codes.device)
         return EncodedMatrix.from_tensors(self.layout, tensors)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codebook (levels, 1 or 2) on the codes' device: the constant one, which layers share, or this layer's."""
+        constant = self.layout.grid_codebook(self.weight_codes.device)
+        return self.weight_codebook if constant is None else constant
 
     @property
     def weight(self) -> Tensor:

@@ -23,7 +23,7 @@ from kquant_cli.runtime.input_transform import InputTransform, computed_dtype
 from kquant_cli.runtime.products import Packed, product, transposed_product
 
 KEPT = 256  # layouts that are read and whose bases stay made; matrices of one size share one
-MATRIX = "Tensor codes, Tensor codebook, Tensor? group_scale, Tensor? col_scale, Tensor? channel_scale, str layout"
+MATRIX = "Tensor codes, Tensor? codebook, Tensor? group_scale, Tensor? col_scale, Tensor? channel_scale, str layout"
 
 
 def unscaled(
@@ -56,19 +56,29 @@ def _known(key: str) -> tuple[Layout, InputTransform, BasisCache]:
     return layout, InputTransform(layout.frame.right_u, layout.frame.right_v, layout.columns), BasisCache()
 
 
+def _packed(layout: Layout, codes: Tensor, codebook: Tensor | None, group_scale: Tensor | None) -> Packed:
+    constant = layout.grid_codebook(codes.device)
+    codebook = codebook if constant is None else constant
+    assert codebook is not None
+    return Packed(codes, codebook, layout.shape[1], group_scale, layout.group)
+
+
 @torch.library.custom_op("kquant::product", mutates_args=(), schema=f"(Tensor x, {MATRIX}) -> Tensor")
 def compiled_product(
     x: Tensor,
     codes: Tensor,
-    codebook: Tensor,
+    codebook: Tensor | None,
     group_scale: Tensor | None,
     col_scale: Tensor | None,
     channel_scale: Tensor | None,
     key: str,
 ) -> Tensor:
-    """y (..., out_features) of x (..., in_features) by `unscaled`; `key` is that of `layout_key`."""
+    """y (..., out_features) of x (..., in_features) by `unscaled`; `key` is that of `layout_key`.
+
+    `codebook` is None where the layout has a constant one.
+    """
     layout, transform, bases = _known(key)
-    packed = Packed(codes, codebook, layout.shape[1], group_scale, layout.group)
+    packed = _packed(layout, codes, codebook, group_scale)
     y = unscaled(layout, transform(x, channel_scale, None), packed, col_scale, bases)
     return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -82,7 +92,7 @@ def _(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
 def _product_backward(
     g: Tensor,
     codes: Tensor,
-    codebook: Tensor,
+    codebook: Tensor | None,
     group_scale: Tensor | None,
     col_scale: Tensor | None,
     channel_scale: Tensor | None,
@@ -90,7 +100,7 @@ def _product_backward(
 ) -> Tensor:
     """The gradient with respect to x, from g (..., out_features) with respect to y: every step transposed."""
     layout, _, bases = _known(key)
-    frame, packed = layout.frame, Packed(codes, codebook, layout.shape[1], group_scale, layout.group)
+    frame, packed = layout.frame, _packed(layout, codes, codebook, group_scale)
     y = g.reshape(-1, g.shape[-1])
     of_u, of_v = (y if left is None else bases(left).adjoint(y) for left in (frame.left_u, frame.left_v))
     x = torch.zeros_like(y[:, :1])
