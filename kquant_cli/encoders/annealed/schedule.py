@@ -1,6 +1,7 @@
 """Codebooks and schedules: where the centroids lie, how fast the temperature falls, how far a sweep extrapolates.
 
     ring      K points on a circle: radius (cos a_k, sin a_k),  a_k = 2 pi (k + phase) / K
+              (few: integers near a circle, codebooks/integer_grids.py, in the size of that radius; no phase)
     product   K / 2 Lloyd-Max levels of a Gaussian times `first`, each with v = -second and v = +second
               (for an odd K those of K + 1 but the last, which is hardly missed where K is large)
 
