@@ -5,6 +5,7 @@
 Cu and Cv are the columns of the codebook. Every part but codes and codebook is optional: bases default to the identity,
 scales to ones, and a codebook of one column has no second term. The paper (arXiv 2404.09737, W = U + Q1 V Q2^T) is
 L_u = R_u = I, L_v = Q1, R_v = Q2 with one scalar scale; a scale of shape (rows, groups) holds for `group` columns each.
+A codebook is stored with its matrix, or is a constant one of integers that the layout names (integer_grids.py).
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from typing import Any
 import torch
 
 from kquant_cli.bases import BasisSpec, basis_for, require_known
+from kquant_cli.codebooks.integer_grids import LEAST_EXPONENT, MOST_EXPONENT, grid_codebook, integer_grids
 from kquant_cli.files.safetensors_format import DTYPES
 from kquant_cli.packing import MAX_LEVELS, pack, row_bytes, unpack
 
 SIDES = ("left_u", "right_u", "left_v", "right_v")
 FLOATING = {str(dtype).removeprefix("torch.") for dtype in DTYPES.values() if dtype.is_floating_point}
+
+
+class UnknownGridError(ValueError):
+    """A layout names a constant codebook that there is not: a newer kquant may have it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Layout:
     levels: int
     frame: Frame = field(default_factory=Frame)
     columns: int = 2  # of the codebook: 2 for (u, v), 1 where v is absent
+    grid: str | None = None  # the constant codebook's name; None: the matrix stores a codebook of its own
+    exponent: int = 0  # the constant codebook is its integers times 2^(exponent - 7)
     scale: tuple[int, int] | None = None  # (1, 1), (rows, 1) or (rows, groups)
     group: int = 0  # columns a scale holds for; 0: all
     col_scale: bool = False
@@ -63,6 +71,8 @@ class Layout:
         values: dict[str, Any] = {"shape": list(self.shape), "levels": self.levels, "dtype": self.dtype}
         values |= {"frame": self.frame.to_dict()} if self.frame != Frame() else {}
         values |= {"columns": self.columns} if self.columns != 2 else {}
+        values |= {"grid": self.grid} if self.grid else {}
+        values |= {"exponent": self.exponent} if self.exponent else {}
         values |= {"scale": list(self.scale)} if self.scale else {}
         values |= {"group": self.group} if self.group else {}
         values |= {k: True for k in ("col_scale", "channel_scale", "transposed") if getattr(self, k)}
@@ -70,7 +80,7 @@ class Layout:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Layout:
-        """The inverse of `to_dict`; raises TypeError, KeyError or ValueError on anything else."""
+        """The inverse of `to_dict`; raises TypeError, KeyError or ValueError (UnknownGridError) on anything else."""
         layout = cls(
             **{k: v for k, v in values.items() if k not in ("shape", "frame", "scale")},
             shape=tuple(values["shape"]),
@@ -86,6 +96,7 @@ class Layout:
         rows, columns = self.shape
         _expect(_is_int(self.levels, 2, MAX_LEVELS), "levels", self.levels)
         _expect(_is_int(self.columns, 1, 2), "columns", self.columns)
+        self._check_grid()
         _expect(_is_int(self.group, 0), "group", self.group)
         groups = -(-columns // self.group) if self.group else 1
         fits = self.scale in (None, (1, 1), (rows, 1), (rows, groups)) and all(_is_int(n, 1) for n in self.scale or ())
@@ -99,13 +110,27 @@ class Layout:
             if (spec := getattr(self.frame, side)) is not None:
                 _expect(spec.size == (rows if side.startswith("left") else columns), f"size of {side}", spec.size)
 
+    def _check_grid(self) -> None:
+        """ValueError unless the constant codebook, where there is one, is known and has the levels."""
+        _expect(_is_int(self.exponent, LEAST_EXPONENT, MOST_EXPONENT), "exponent", self.exponent)
+        if self.grid is None:
+            _expect(self.exponent == 0, "exponent without a grid", self.exponent)
+            return
+        _expect(isinstance(self.grid, str), "grid", self.grid)
+        if self.grid not in integer_grids():
+            raise UnknownGridError(f"the unknown constant codebook {self.grid!r}")
+        fits = self.columns == 2 and self.levels == len(integer_grids()[self.grid])
+        _expect(fits, f"grid of {self.levels} levels and {self.columns} columns", self.grid)
+
+    def grid_codebook(self, device: torch.device) -> torch.Tensor | None:
+        """The constant codebook (levels, 2), float32, shared by all that ask for it; None where one is stored."""
+        return None if self.grid is None else grid_codebook(self.grid, self.exponent, device)
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor that the matrix stores itself, by its suffix, such as `weight_codes`."""
         rows, columns = self.shape
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight_codes": (rows, row_bytes(columns, self.levels)),
-            "weight_codebook": (self.levels, self.columns),
-        }
+        shapes: dict[str, tuple[int, ...]] = {"weight_codes": (rows, row_bytes(columns, self.levels))}
+        shapes |= {} if self.grid else {"weight_codebook": (self.levels, self.columns)}
         shapes |= {"weight_scale": self.scale} if self.scale else {}
         shapes |= {"weight_col_scale": (columns,)} if self.col_scale else {}
         own = self.channel_scale and self.channel_scale_from is None
@@ -191,17 +216,19 @@ class EncodedMatrix:
                 found = tuple(tensors[name].shape) if name in tensors else "nothing"
                 raise ValueError(f"{name}: expected shape {shape}, found {found}")
         codes = unpack(tensors["weight_codes"], layout.levels, layout.shape[1])
+        constant = layout.grid_codebook(codes.device)
+        codebook = tensors["weight_codebook"] if constant is None else constant
         scale, col_scale, channel_scale = (tensors.get(f"weight_{n}") for n in ("scale", "col_scale", "channel_scale"))
-        return cls(layout, codes, tensors["weight_codebook"], scale, col_scale, channel_scale)
+        return cls(layout, codes, codebook, scale, col_scale, channel_scale)
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits over weights: codes with their padding, codebook and the scales that the matrix stores itself."""
+        """Stored bits over weights: codes with their padding, codebook and scales, those that the matrix stores."""
         rows, columns = self.layout.shape
         size = rows * row_bytes(columns, self.layout.levels)
-        shared = self.layout.channel_scale_from is not None
-        for tensor in (self.codebook, self.scale, self.col_scale, None if shared else self.channel_scale):
-            size += tensor.numel() * tensor.element_size() if tensor is not None else 0
+        for name in self.layout.tensor_shapes().keys() - {"weight_codes"}:
+            tensor = getattr(self, name.removeprefix("weight_"))
+            size += tensor.numel() * tensor.element_size()
         return 8 * size / (rows * columns)
 
 

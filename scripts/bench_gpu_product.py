@@ -102,7 +102,7 @@ def layer_of(packed: Packed) -> KashinLinear:
 def layer_seconds(layers: list[KashinLinear], x: Tensor, decoded: bool, repeats: int) -> float | None:
     """Of a layer from its codes, or by decoding its weight (None where that cannot be)."""
     pair = CoupledBases(layers[0].in_features, 0)
-    packed = Packed(layers[0].weight_codes, layers[0].weight_codebook, layers[0].in_features)
+    packed = Packed(layers[0].weight_codes, layers[0].codebook, layers[0].in_features)
     scales = dense.Scales(layers[0].weight_scale, None, layers[0].weight_channel_scale)
     if decoded and not dense.supports(pair, packed, x, scales):
         return None

@@ -19,6 +19,7 @@ from typing import Any
 
 from command_tables import excerpt, options, output, settings
 from encoding_tables import annealing, memory, overhead, speed
+from grid_tables import costs, grids
 from paper import tables
 from quality_tables import at_equal_bits, compared, errors, kinds
 from results import RESULTS
@@ -45,6 +46,7 @@ MEASURED: Blocks = {
     "kinds": ("errors.json", kinds),
     "compared-smollm2": ("compare-smollm2.json", compared),
     "compared-demo": ("compare-demo.json", compared),
+    "integer-grids": ("integer-grids.json", costs),
     "annealing": ("bench-annealed.json", annealing),
     "speed": ("bench-encode.json", speed),
     "memory": ("memory.json", memory),
@@ -53,10 +55,12 @@ MEASURED: Blocks = {
     "paper-glue": ("paper/table3.json", tables.short_glue),
     "eval-overhead": ("eval-overhead.json", overhead),
 }
+FORMAT: Blocks = {"grids": ("", grids)}
 DOCUMENTS: dict[Path, Blocks] = {
     ROOT / "README.md": README,
     ROOT / "docs" / "guide.md": GUIDE,
     ROOT / "docs" / "results.md": MEASURED,
+    ROOT / "docs" / "format.md": FORMAT,
     ROOT / "scripts" / "paper" / "README.md": tables.BLOCKS,
 }
 MARKER = re.compile(r"^<!-- ([\w-]+) -->$", re.MULTILINE)

@@ -71,6 +71,18 @@ MUTATIONS = [
         "decomposition/test_decompose_matrix.py",
     ),
     Mutation(
+        "codebooks/integer_grids.py",
+        "ldexp(1.0, exponent - 7)",
+        "ldexp(1.0, exponent - 8)",
+        "codebooks/test_integer_grids.py",
+    ),
+    Mutation(
+        "encoders/annealed/encode.py",
+        "(unit / step).float()",
+        "(step / unit).float()",
+        "encoders/annealed/test_annealed_encode.py",
+    ),
+    Mutation(
         "encoders/annealed/least_squares.py",
         "bases.couple_adjoint(x - u.float()[chosen])",
         "bases.couple_adjoint(x)",

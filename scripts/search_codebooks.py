@@ -19,7 +19,6 @@ import math
 import time
 from dataclasses import astuple
 
-import cma
 import numpy as np
 import torch
 
@@ -86,6 +85,8 @@ def from_vector(vector: np.ndarray) -> Schedule:
 
 def search(kind: str, levels: int, effort: str, generations: int) -> tuple[Schedule, float]:
     """The best schedule found, and its error on fresh rows."""
+    import cma
+
     count = max(16, min(64, 2**16 * 20 // (SWEEPS[effort] * levels)) // 16 * 16)
     begin = start(kind, levels, effort)
     strategy = cma.CMAEvolutionStrategy(to_vector(begin), 1.0, {"verbose": -9, "seed": 1, "popsize": 12})

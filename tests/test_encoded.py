@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kquant_cli.bases import BasisSpec, basis_for, make_basis
-from kquant_cli.encoded import EncodedMatrix, Frame, Layout
+from kquant_cli.codebooks.integer_grids import integer_grids
+from kquant_cli.encoded import EncodedMatrix, Frame, Layout, UnknownGridError
 
 ROWS, COLUMNS, LEVELS = 12, 20, 5
 
@@ -92,9 +93,41 @@ def test_damage_is_named(matrix):
         EncodedMatrix.from_tensors(matrix.layout, {k: t for k, t in tensors.items() if k != "weight_scale"})
 
 
+@pytest.fixture
+def constant(matrix) -> EncodedMatrix:
+    """The same with the constant codebook of five levels."""
+    layout = replace(matrix.layout, grid="ring-5", exponent=-6)
+    return replace(matrix, layout=layout, codebook=layout.grid_codebook(torch.device("cpu")))
+
+
+def test_a_constant_codebook_is_named_and_not_stored(constant):
+    layout = Layout.from_dict(json.loads(json.dumps(constant.layout.to_dict())))
+    assert layout == constant.layout
+    tensors = constant.to_tensors()
+    assert "weight_codebook" not in tensors
+    again = EncodedMatrix.from_tensors(layout, tensors)
+    assert torch.equal(again.codebook, torch.tensor(integer_grids()["ring-5"]) / 2.0**13)
+    assert torch.equal(again.decode(torch.float64), constant.decode(torch.float64))
+    assert torch.allclose(again.decode(torch.float64), by_the_formula(constant), rtol=0, atol=1e-12)
+    assert again.bits_per_weight == 8 * sum(t.nbytes for t in tensors.values()) / (ROWS * COLUMNS)
+
+
+def test_a_constant_codebook_that_there_is_not_is_named(constant):
+    with pytest.raises(UnknownGridError, match="the unknown constant codebook 'spiral-5'"):
+        Layout.from_dict(constant.layout.to_dict() | {"grid": "spiral-5"})
+
+
 @pytest.mark.parametrize(
     "values",
     [
+        {"grid": 5},
+        {"grid": ["ring-5"]},
+        {"grid": "ring-6"},
+        {"grid": "ring-5", "columns": 1},
+        {"grid": "ring-5", "exponent": 128},
+        {"grid": "ring-5", "exponent": -120},
+        {"grid": "ring-5", "exponent": 0.0},
+        {"exponent": -6},
         {"shape": [12]},
         {"shape": [12, 0]},
         {"shape": [12, 20.0]},

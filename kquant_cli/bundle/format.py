@@ -1,9 +1,12 @@
-"""The names and numbers of the bundle's format, version 2 (1, before any release, packed codes otherwise).
+"""The names and numbers of the bundle's format, version 3.
+
+Version 2 had no constant codebooks, and is read as ever; 1, before any release, packed codes otherwise.
 
 A bundle is a Hugging Face checkpoint: `config.json` whose `quantization_config` says how every encoded matrix decodes,
 `model-0000X-of-0000Y.safetensors` with their index, and the source's other files. The matrix `M.weight` has become
-`M.weight_codes`, `M.weight_codebook` and its scales. `kquant.json` is provenance: settings, source, versions, what
-happened to every matrix, and size and SHA-256 of every other file. `run.json` and `results/` are outside all that.
+`M.weight_codes`, its scales and, where it is no constant one, `M.weight_codebook`. `kquant.json` is provenance:
+settings, source, versions, what happened to every matrix, and size and SHA-256 of every other file. `run.json` and
+`results/` are outside all that.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 from kquant_cli.files.json_object import JsonRefusals, find_object, read_object
 
 QUANT_METHOD = "kashin"
-FORMAT_VERSION = 2
+FORMAT_VERSION, READ_VERSIONS = 3, (2, 3)
 CONFIG, INDEX, MANIFEST, RUN, RESULTS = (
     "config.json",
     "model.safetensors.index.json",

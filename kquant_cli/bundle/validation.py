@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 
-from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION
-from kquant_cli.encoded import Layout
+from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, READ_VERSIONS
+from kquant_cli.encoded import Layout, UnknownGridError
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.safetensors_format import TensorInfo
 
 
 def require_version(version: object, path: Path) -> None:
-    """KQuantError unless the bundle in the folder `path` has the format that is read here."""
+    """KQuantError unless the bundle in the folder `path` has a format that is read here."""
     if type(version) is not int or version < 1:
         raise KQuantError(f"{path / CONFIG}: format_version is {version!r}, expected a number; make the bundle again")
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         what = "upgrade kashin-quant" if version > FORMAT_VERSION else "make the bundle again"
-        raise KQuantError(f"{path}: the bundle has format {version}, this kquant reads format {FORMAT_VERSION}; {what}")
+        formats = " and ".join(map(str, READ_VERSIONS))
+        raise KQuantError(f"{path}: the bundle has format {version}, this kquant reads formats {formats}; {what}")
 
 
 def read_layouts(path: Path, quantization: Mapping[str, Any]) -> dict[str, Layout]:
@@ -35,6 +36,11 @@ def read_layouts(path: Path, quantization: Mapping[str, Any]) -> dict[str, Layou
     for name, values in modules.items():
         try:
             layouts[name] = Layout.from_dict(values)
+        except UnknownGridError as error:
+            raise KQuantError(
+                f"{path / CONFIG}: module {name!r} of quantization_config has {error}, expected one that this kquant "
+                f"knows; upgrade kashin-quant"
+            ) from error
         except (KeyError, TypeError, ValueError, AttributeError, KQuantError) as error:
             why = f"lacks {error}" if isinstance(error, KeyError) else error
             raise KQuantError(

@@ -1,4 +1,7 @@
-"""Codebooks: k-means on the line and in the plane, exact nearest-code assignment, and the Gaussian-optimal levels."""
+"""Codebooks: k-means on the line and in the plane, exact nearest-code assignment, and the Gaussian-optimal levels.
+
+integer_grids.py has the constant codebooks of bundles.
+"""
 
 from kquant_cli.codebooks.initialization import grid_start, kmeans_plus_plus
 from kquant_cli.codebooks.kmeans import KMeansResult, kmeans

@@ -41,7 +41,7 @@ def encoded_bytes(shape: tuple[int, int], choice: Choice) -> int:
     """Bytes that a matrix (out_features, in_features) takes when it is encoded so, but for a channel scale."""
     layout = choice.chosen.layout(shape, choice.level_count, choice.settings)
     scale = choice.chosen.scale_dtype
-    dtypes = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}
+    dtypes = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # a constant codebook is not stored
     return sum(math.prod(size) * dtypes.get(name, scale).itemsize for name, size in layout.tensor_shapes().items())
 
 

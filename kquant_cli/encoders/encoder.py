@@ -47,7 +47,10 @@ class Encoder(ABC, Generic[Own]):
 
     @abstractmethod
     def encode(self, weight: torch.Tensor, levels: int, settings: Own) -> EncodedMatrix:
-        """Encode a finite float32 or float64 weight on its device; the result has a record and that very layout."""
+        """Encode a finite float32 or float64 weight on its device; the result has a record and that very layout.
+
+        But for the exponent of a constant codebook, which is known only then.
+        """
 
     @abstractmethod
     def expected_error(self, levels: int, settings: Own) -> float:

@@ -52,10 +52,10 @@ struct Decoding {
 
     void put_rows(long block, long quarter, const rows::Vector *from, void *to, int dtype) const {
         const long row = block * BLOCK_ROWS + quarter * 16, stride = count * BLOCK_ROWS;
-        rows::Vector scale = 1 - rows::Vector{};
+        rows::Vector scale = matrix.factor - rows::Vector{};
         for (long i = 0; matrix.scale && i < 16; i++) {
             const long at = std::min(matrix.rows - 1, first * BLOCK_ROWS + row + i);
-            scale[i] = number(matrix.scale, matrix.scale_dtype, matrix.scales > 1 ? at : 0);
+            scale[i] *= number(matrix.scale, matrix.scale_dtype, matrix.scales > 1 ? at : 0);
         }
         for (long j = 0; j < layer.columns; j++) {
             const rows::Vector value = from[j] * scale;

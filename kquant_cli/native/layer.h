@@ -21,6 +21,7 @@ struct Matrix {
     long rows, levels, book_columns, scales;
     long scale_dtype, bias_dtype;
     long tables;  // the first matrix that has the same levels and codebook, and so the same tables
+    float factor;  // of the codebook, beside the scale
 };
 
 struct Layer {
@@ -131,7 +132,7 @@ template <int LIMBS> struct FewTokens {
             const float bias = matrix.bias ? number(matrix.bias, matrix.bias_dtype, row) : 0;
             for (long token = 0; token < tokens; token++)
                 store(out, out_dtype, all_tokens * before_m + (before + token) * matrix.rows + row,
-                      scale * y[token][row - begin] + bias);
+                      scale * matrix.factor * y[token][row - begin] + bias);
         }
     }
 };

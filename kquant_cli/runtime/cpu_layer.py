@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -35,9 +36,12 @@ class InOneCall(Protocol):
     out_features: int
     blocks: Tensor | None
     ready: bool
-    weight_codebook: Any
     bias: Any
     _parameters: Any
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codebook (levels, 1 or 2)."""
 
     def shared_channel_scale(self) -> Tensor | None:
         """The channel scale, its own or another's."""
@@ -74,7 +78,7 @@ class CpuLayer:
         self._bias = layers[0].bias
         self.watched = [watched for layer in layers for watched in _watched(layer)]
         self._run = loops().kquant_layer
-        codebooks = [layer.weight_codebook.detach().float().contiguous() for layer in layers]
+        codebooks = [_codebook(layer) for layer in layers]
         self._matrices = (MatrixStruct * len(layers))(*map(_matrix, layers, codebooks))
         for i, (layer, codebook) in enumerate(zip(layers, codebooks, strict=True)):
             same = (j for j, other in enumerate(codebooks[: i + 1]) if torch.equal(other, codebook))
@@ -151,6 +155,12 @@ def _watched(layer: InOneCall) -> list[tuple[Any, str, Tensor | None, int]]:
     return [(place, name, tensor, 0 if tensor is None else tensor.data_ptr()) for place, name, tensor in found]
 
 
+def _codebook(layer: InOneCall) -> Tensor:
+    """The codebook; of a constant one without its exponent, so that layers that read one input share their tables."""
+    constant = replace(layer.layout, exponent=0).grid_codebook(torch.device("cpu"))
+    return layer.codebook.detach().float().contiguous() if constant is None else constant
+
+
 def _matrix(layer: InOneCall, codebook: Tensor) -> MatrixStruct:
     scale, bias = layer._parameters.get("weight_scale"), layer.bias
     return MatrixStruct(
@@ -164,6 +174,7 @@ def _matrix(layer: InOneCall, codebook: Tensor) -> MatrixStruct:
         scales=0 if scale is None else scale.numel(),
         scale_dtype=0 if scale is None else NUMBERS[scale.dtype],
         bias_dtype=0 if bias is None else NUMBERS[bias.dtype],
+        factor=math.ldexp(1.0, layer.layout.exponent),
     )
 
 

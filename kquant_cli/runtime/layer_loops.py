@@ -37,6 +37,7 @@ class MatrixStruct(ctypes.Structure):
     _fields_ = (
         *((name, POINTER) for name in ("blocks", "codebook", "scale", "bias")),
         *((name, LONG) for name in ("rows", "levels", "book_columns", "scales", "scale_dtype", "bias_dtype", "tables")),
+        ("factor", ctypes.c_float),
     )
 
 

@@ -29,9 +29,10 @@ class KashinLinear(nn.Module):
     """An encoded matrix in place of `nn.Linear(in_features, out_features)` (or of GPT-2's Conv1D).
 
     The parameters have the names and dtypes of the bundle's tensors (`weight_codes`, `weight_codebook`,
-    `weight_scale`, ...) and keep their dtypes under `.to(dtype)`: a codebook in 16 bits would be another weight. `bias`
-    is an ordinary parameter. `channel_scale` is what another layer stores and this one shares; None: there is none, or
-    this layer's own. Gradients reach the input and the bias, not the codes.
+    `weight_scale`, ...) and keep their dtypes under `.to(dtype)`: a codebook in 16 bits would be another weight. A
+    constant codebook is no parameter; `codebook` is the one or the other. `bias` is an ordinary parameter.
+    `channel_scale` is what another layer stores and this one shares; None: there is none, or this layer's own.
+    Gradients reach the input and the bias, not the codes.
     """
 
     weight_codes: nn.Parameter
@@ -84,11 +85,11 @@ class KashinLinear(nn.Module):
         group_scale = scale if grouped else None
         if torch.compiler.is_compiling():
             codes = self.weight_codes if self.blocks is None else self.blocks
-            matrix = (codes, self.weight_codebook, group_scale, col_scale, self.shared_channel_scale())
+            matrix = (codes, self._own("weight_codebook"), group_scale, col_scale, self.shared_channel_scale())
             y = compiled_product(x, *matrix, self.layout_key)
         else:
             group = self.layout.group if grouped else 0
-            packed = Packed(self.weight_codes, self.weight_codebook, self.in_features, group_scale, group, self.blocks)
+            packed = Packed(self.weight_codes, self.codebook, self.in_features, group_scale, group, self.blocks)
             given = (self.layout, packed, x, self.shared_channel_scale(), col_scale, self.input_transform, self)
             if (whole := device_product(*given, scale, self.bias)) is not None:
                 return whole
@@ -140,6 +141,12 @@ class KashinLinear(nn.Module):
         self.weight_codes.data, self.blocks, self.ready = self.packed_codes(), None, False
         self.input_transform.forget_calls()
         return True
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codebook (levels, 1 or 2) on the codes' device: the constant one, which layers share, or this layer's."""
+        constant = self.layout.grid_codebook(self.weight_codes.device)
+        return self.weight_codebook if constant is None else constant
 
     @property
     def weight(self) -> Tensor:

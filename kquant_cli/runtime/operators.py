@@ -25,7 +25,7 @@ from kquant_cli.runtime.input_transform import InputTransform, computed_dtype
 from kquant_cli.runtime.products import Packed, product, transposed_product
 
 KEPT = 256  # layouts that are read and whose bases stay made; matrices of one size share one
-MATRIX = "Tensor codes, Tensor codebook, Tensor? group_scale, Tensor? col_scale, Tensor? channel_scale, str layout"
+MATRIX = "Tensor codes, Tensor? codebook, Tensor? group_scale, Tensor? col_scale, Tensor? channel_scale, str layout"
 
 
 def unscaled(
@@ -58,8 +58,11 @@ def _known(key: str) -> tuple[Layout, InputTransform, BasisCache]:
     return layout, InputTransform(layout.frame.right_u, layout.frame.right_v, layout.columns), BasisCache()
 
 
-def _packed(layout: Layout, codes: Tensor, codebook: Tensor, group_scale: Tensor | None) -> Packed:
+def _packed(layout: Layout, codes: Tensor, codebook: Tensor | None, group_scale: Tensor | None) -> Packed:
     """The matrix; codes of one dimension are blocks (blocks.py)."""
+    constant = layout.grid_codebook(codes.device)
+    codebook = codebook if constant is None else constant
+    assert codebook is not None
     rows, columns = layout.shape
     if codes.dim() == 2:
         return Packed(codes, codebook, columns, group_scale, layout.group)
@@ -71,13 +74,16 @@ def _packed(layout: Layout, codes: Tensor, codebook: Tensor, group_scale: Tensor
 def compiled_product(
     x: Tensor,
     codes: Tensor,
-    codebook: Tensor,
+    codebook: Tensor | None,
     group_scale: Tensor | None,
     col_scale: Tensor | None,
     channel_scale: Tensor | None,
     key: str,
 ) -> Tensor:
-    """y (..., out_features) of x (..., in_features) by `unscaled`; `key` is that of `layout_key`."""
+    """y (..., out_features) of x (..., in_features) by `unscaled`; `key` is that of `layout_key`.
+
+    `codebook` is None where the layout has a constant one.
+    """
     layout, transform, bases = _known(key)
     packed = _packed(layout, codes, codebook, group_scale)
     y = device_product(layout, packed, x, channel_scale, col_scale, transform, None)
@@ -96,7 +102,7 @@ def _(x: Tensor, *rest: Any) -> Tensor:
 def _product_backward(
     g: Tensor,
     codes: Tensor,
-    codebook: Tensor,
+    codebook: Tensor | None,
     group_scale: Tensor | None,
     col_scale: Tensor | None,
     channel_scale: Tensor | None,

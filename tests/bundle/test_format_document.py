@@ -6,6 +6,7 @@ The first part imports nothing of kquant. It is to follow the page, not the code
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,8 @@ from numpy.random import RandomState
 from safetensors.numpy import load_file
 
 KEYS = {"shape", "levels", "dtype", "frame", "columns", "scale", "group", "col_scale", "channel_scale"}
-KEYS |= {"channel_scale_from", "transposed"}
+KEYS |= {"channel_scale_from", "transposed", "grid", "exponent"}
+PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 
 
 class Reader:
@@ -25,7 +27,8 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         quantization = json.loads((folder / "config.json").read_text())["quantization_config"]
-        assert (quantization["quant_method"], quantization["format_version"]) == ("kashin", 2)
+        assert quantization["quant_method"] == "kashin"
+        assert quantization["format_version"] in (2, 3)
         self.modules: dict[str, dict[str, Any]] = quantization["modules"]
         index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
         shards = {file: load_file(folder / file) for file in set(index.values())}
@@ -37,7 +40,11 @@ class Reader:
         (m, n), levels, frame = entry["shape"], entry["levels"], entry.get("frame", {})
         codes = unpacked(self.tensors[f"{name}.weight_codes"], levels, n)
         assert codes.shape == (m, n)
-        book = self.tensors[f"{name}.weight_codebook"].astype(np.float64)
+        if "grid" in entry:
+            assert f"{name}.weight_codebook" not in self.tensors
+            book = constant_codebook(entry["grid"]) * 2.0 ** (entry.get("exponent", 0) - 7)
+        else:
+            book = self.tensors[f"{name}.weight_codebook"].astype(np.float64)
         assert book.shape == (levels, entry.get("columns", 2))
         column_scale = self.scale(name, "col") if entry.get("col_scale") else np.ones(n)
         weight = np.zeros((m, n))
@@ -56,6 +63,14 @@ class Reader:
 
     def scale(self, name: str, kind: str) -> np.ndarray:
         return self.tensors[f"{name}.weight_{kind}_scale"].astype(np.float64)
+
+
+def constant_codebook(name: str) -> np.ndarray:
+    """The integers (K, 2), as the page prints them; of an even K it prints the first half."""
+    text = PAGE.read_text(encoding="utf-8")
+    (printed,) = re.findall(rf"^{name}:((?:\s+\(-?\d+, -?\d+\))+)", text, re.MULTILINE)
+    points = np.array([[int(x), int(y)] for x, y in re.findall(r"\((-?\d+), (-?\d+)\)", printed)])
+    return np.concatenate([points, -points]) if int(name.removeprefix("ring-")) % 2 == 0 else points
 
 
 def word(levels: int) -> tuple[int, int]:
@@ -262,6 +277,7 @@ def assert_decodes(folder: Path) -> Reader:
 def test_the_default_bundle(demo_bundle):
     reader = assert_decodes(demo_bundle)
     assert {entry["frame"]["right_u"]["kind"] for entry in reader.modules.values()} == {"signed_hadamard_dct"}
+    assert {entry["grid"] for entry in reader.modules.values()} == {"ring-16"}
 
 
 def test_a_uniform_bundle(tmp_path):
@@ -292,6 +308,13 @@ def test_transposed_matrices(settings, tmp_path):
     source = tiny_models.make("gpt2", tmp_path / "gpt2")
     reader = assert_decodes(compressed(source, tmp_path / "b", **settings))
     assert all(entry["transposed"] for entry in reader.modules.values())
+
+
+def test_constant_codebooks_are_those_of_the_page():
+    from kquant_cli.codebooks.integer_grids import integer_grids
+
+    for name, points in integer_grids().items():
+        assert constant_codebook(name).tolist() == [list(point) for point in points]
 
 
 def test_the_worked_bytes_are_those_of_the_page(pytestconfig):

@@ -82,7 +82,7 @@ def test_dense_dtype_of_every_tensor(bundle, tmp_path):
 
 
 def damage_newer(bundle):
-    change_config(bundle, lambda q: q.update(format_version=3))
+    change_config(bundle, lambda q: q.update(format_version=4))
 
 
 def damage_older(bundle):
@@ -102,13 +102,13 @@ def damage_unknown_part(bundle):
 
 
 def damage_missing_tensor(bundle):
-    change_tensors(bundle, lambda t: t.pop("model.layers.1.mlp.up_proj.weight_codebook"))
+    change_tensors(bundle, lambda t: t.pop("model.layers.1.mlp.up_proj.weight_scale"))
 
 
 def damage_missing_everywhere(bundle):
     damage_missing_tensor(bundle)
     index = json.loads((bundle / "model.safetensors.index.json").read_text())
-    del index["weight_map"]["model.layers.1.mlp.up_proj.weight_codebook"]
+    del index["weight_map"]["model.layers.1.mlp.up_proj.weight_scale"]
     (bundle / "model.safetensors.index.json").write_text(json.dumps(index))
     accept(bundle, "model.safetensors.index.json")
 
@@ -118,7 +118,7 @@ def damage_unnamed_tensor(bundle):
 
 
 def damage_shape(bundle):
-    change_tensors(bundle, lambda t: t.update({"model.layers.1.mlp.up_proj.weight_codebook": torch.zeros(8, 2)}))
+    change_tensors(bundle, lambda t: t.update({"model.layers.1.mlp.up_proj.weight_scale": torch.zeros(8, 1)}))
 
 
 def damage_truncated(bundle):
@@ -210,8 +210,8 @@ NOT_SHARED = "'model.layers.0.self_attn.q_proj' takes its channel scale from {!r
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (damage_newer, "format 3, this kquant reads format 2; upgrade"),
-        (damage_older, "format 1, this kquant reads format 2; make the bundle again"),
+        (damage_newer, "format 4, this kquant reads formats 2 and 3; upgrade"),
+        (damage_older, "format 1, this kquant reads formats 2 and 3; make the bundle again"),
         (damage_version, "format_version is 'new'"),
         (damage_modules, "module 'model.layers.0.mlp.up_proj' of quantization_config cannot be read"),
         (damage_unknown_part, "module 'model.layers.0.mlp.up_proj' of quantization_config cannot be read"),
@@ -221,6 +221,12 @@ NOT_SHARED = "'model.layers.0.self_attn.q_proj' takes its channel scale from {!r
         (lambda bundle: change_config(bundle, lambda q: q.update(modules=None)), "has no modules"),
         (module(levels="16"), "cannot be read (levels cannot be '16')"),
         (module(levels=1000), "cannot be read (levels cannot be 1000)"),
+        (
+            module(grid="ring-99"),
+            "has the unknown constant codebook 'ring-99', expected one that this kquant knows; upgrade kashin-quant",
+        ),
+        (module(grid="ring-8"), "cannot be read (grid of 16 levels and 2 columns cannot be 'ring-8')"),
+        (module(exponent=200), "cannot be read (exponent cannot be 200)"),
         (module(dtype="foo"), "cannot be read (dtype cannot be 'foo')"),
         (index([]), "index.json: weight_map names no shards"),
         (index({"model.norm.weight": 3}), "index.json: weight_map names no shards"),
@@ -236,9 +242,9 @@ NOT_SHARED = "'model.layers.0.self_attn.q_proj' takes its channel scale from {!r
         (unlist("model.safetensors.index.json"), "files does not list 'model.safetensors.index.json'"),
         (unlist(SHARD), f"files does not list '{SHARD}'"),
         (damage_unnamed_tensor, "does not name the stored tensor 'left.over'"),
-        (damage_missing_tensor, "has no tensor 'model.layers.1.mlp.up_proj.weight_codebook'"),
-        (damage_missing_everywhere, "expected the tensor model.layers.1.mlp.up_proj.weight_codebook"),
-        (damage_shape, "of shape [16, 2], found one of shape [8, 2]"),
+        (damage_missing_tensor, "has no tensor 'model.layers.1.mlp.up_proj.weight_scale'"),
+        (damage_missing_everywhere, "expected the tensor model.layers.1.mlp.up_proj.weight_scale"),
+        (damage_shape, "of shape [64, 1], found one of shape [8, 1]"),
         (damage_truncated, "has 2000 bytes, expected"),
         (damage_one_byte, "SHA-256"),
         (damage_lost_file, "is missing from the bundle"),

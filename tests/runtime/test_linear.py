@@ -64,6 +64,20 @@ def test_codes_and_codebooks_keep_their_dtypes() -> None:
     assert layer.bias.dtype == torch.bfloat16
 
 
+def test_a_constant_codebook_is_no_part_of_the_layer() -> None:
+    """Not in its state, not cast, not moved: it is where the codes are, and the same for all layers."""
+    first, second = (encode(0.01 * torch.randn(ROWS, COLUMNS), EncoderConfig(bits=3)) for _ in range(2))
+    assert first.layout.exponent == second.layout.exponent != 0
+    layer, other = KashinLinear.of(first), KashinLinear.of(second)
+    assert set(layer.state_dict()) == {"weight_codes", "weight_scale"}
+    assert layer.codebook is other.codebook
+    assert layer.to(torch.bfloat16).codebook is other.codebook
+    assert torch.equal(layer.codebook, first.codebook)
+    for made in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), KashinLinear.of(layer.encoded())):
+        assert made.codebook is other.codebook
+    assert layer.to("meta").codebook.device.type == "meta"
+
+
 def test_a_shared_channel_scale_moves_with_its_readers() -> None:
     encoded = random_matrix(16, frame=FRAMES["input side"], channel_scale=True, channel_scale_from="owner")
     layer = KashinLinear.of(encoded)

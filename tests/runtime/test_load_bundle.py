@@ -138,7 +138,7 @@ def test_no_dense_copy_is_held(llama: Path) -> None:
 def test_dtypes(dtype: torch.dtype, llama: Path) -> None:
     model = load(llama, dtype=dtype)
     layer = next(layer for _, layer in kashin_layers(model))
-    assert (model.dtype, layer.weight_codebook.dtype) == (dtype, torch.float32)
+    assert (model.dtype, layer.codebook.dtype) == (dtype, torch.float32)
     expected = logits(twin_of(llama, "AutoModelForCausalLM", dtype))
     assert relative(logits(model), expected) < {torch.float32: ROUNDED, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
     assert relative(logits(model.to(torch.float32)), logits(twin_of(llama, "AutoModelForCausalLM"))) < 0.1
@@ -257,9 +257,13 @@ def damage(bundle: Path, change: Any) -> Path:
 
 NAME = "model.layers.0.mlp.down_proj"
 DAMAGES = {
-    "no codebook": (
-        lambda t, q: t.pop(f"{NAME}.weight_codebook"),
+    "no codebook, though none is named": (
+        lambda t, q: [q["modules"][NAME].pop(key) for key in ("grid", "exponent")],
         r"expected the tensor .*down_proj.weight_codebook of shape \[16, 2\], found none",
+    ),
+    "a codebook that a newer kquant has": (
+        lambda t, q: q["modules"][NAME].update(grid="ring-500"),
+        r"down_proj' of quantization_config has the unknown constant codebook 'ring-500', .* upgrade kashin-quant",
     ),
     "codes of another shape": (
         lambda t, q: t.update({f"{NAME}.weight_codes": t[f"{NAME}.weight_codes"][:-1].clone()}),
@@ -269,12 +273,15 @@ DAMAGES = {
         lambda t, q: t.update({f"{NAME}.weight_codes": t[f"{NAME}.weight_codes"].int()}),
         r"down_proj.weight_codes is int32, expected uint8",
     ),
-    "a codebook of integers": (
-        lambda t, q: t.update({f"{NAME}.weight_codebook": t[f"{NAME}.weight_codebook"].int()}),
-        r"down_proj.weight_codebook is int32, expected a floating-point type",
+    "a scale of integers": (
+        lambda t, q: t.update({f"{NAME}.weight_scale": t[f"{NAME}.weight_scale"].int()}),
+        r"down_proj.weight_scale is int32, expected a floating-point type",
     ),
     "not named": (lambda t, q: q["modules"].pop(NAME), r"does not say how the stored .*down_proj.weight_codes"),
-    "newer": (lambda t, q: q.update(format_version=99, more=1), "has format 99, this kquant reads format 2; upgrade"),
+    "newer": (
+        lambda t, q: q.update(format_version=99, more=1),
+        "has format 99, this kquant reads formats 2 and 3; upgrade",
+    ),
     "no module list": (lambda t, q: q.pop("modules"), "quantization_config has no modules"),
 }
 

@@ -12,6 +12,8 @@ from formulas import COLUMNS, FORMULAS, FRAMES, PARTS, ROWS, random_matrix
 from small_bundles import bundle_of, logits
 from torch import nn
 
+from kquant_cli.config import EncoderConfig
+from kquant_cli.encoders import encode
 from kquant_cli.runtime import KashinLinear, load
 from kquant_cli.runtime.operators import compiled_product
 
@@ -19,7 +21,7 @@ from kquant_cli.runtime.operators import compiled_product
 def arguments(layer: KashinLinear, x: torch.Tensor) -> tuple[Any, ...]:
     scale, col_scale = (getattr(layer, name, None) for name in ("weight_scale", "weight_col_scale"))
     grouped = scale if scale is not None and scale.shape[1] > 1 else None
-    matrix = (layer.weight_codes, layer.weight_codebook, grouped, col_scale)
+    matrix = (layer.weight_codes, getattr(layer, "weight_codebook", None), grouped, col_scale)
     return x, *matrix, getattr(layer, "weight_channel_scale", None), layer.layout_key
 
 
@@ -55,6 +57,15 @@ def test_torch_finds_the_operator_in_order(parts: dict[str, Any], dtype: torch.d
     layer = KashinLinear.of(random_matrix(5, frame=FRAMES["input side"], **parts))
     x = torch.randn(4, COLUMNS, dtype=dtype, requires_grad=True)
     torch.library.opcheck(compiled_product, arguments(layer, x))
+
+
+def test_the_operator_has_constant_codebooks_itself() -> None:
+    layer = KashinLinear.of(encode(torch.randn(ROWS, COLUMNS), EncoderConfig(bits=3)))
+    x = torch.randn(4, COLUMNS, requires_grad=True)
+    assert arguments(layer, x)[2] is None
+    torch.library.opcheck(compiled_product, arguments(layer, x))
+    scaled = compiled_product(*arguments(layer, x)) * layer.weight_scale.T
+    torch.testing.assert_close(scaled, layer(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

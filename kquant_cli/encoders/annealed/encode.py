@@ -4,15 +4,17 @@
     output side:  W^ = (A Cu[codes] + B Cv[codes]) diag(col_scale),    of size out_features
 
 In the coordinates of A a row is nearly Gaussian whatever it was, and is divided by its root mean square. The annealing
-(annealing.py) gives the codes; codebook and scales are then refitted by least squares (least_squares.py). The codebook
-has the size of the weights, the float16 scales are relative to it: rows of less than 6e-8 of the matrix's root mean
-square become zeros.
+(annealing.py) gives the codes, least squares (least_squares.py) the scales. Rings of few points are constant: integers
+(codebooks/integer_grids.py) times a power of two near the size of the weights. Other codebooks are refitted to the
+matrix by least squares, and have its size. The float16 scales are relative to that: rows of less than 6e-8 of the
+matrix's root mean square become zeros.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -20,6 +22,13 @@ from pydantic import Field
 from torch import Tensor
 
 from kquant_cli.bases import CoupledBases, basis_for
+from kquant_cli.codebooks.integer_grids import (
+    LEAST_EXPONENT,
+    MOST_EXPONENT,
+    grid_codebook,
+    integer_grids,
+    ring_name,
+)
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout, Record
 from kquant_cli.encoders.annealed.annealing import Sweeps, moving_positions
 from kquant_cli.encoders.annealed.least_squares import fit_scales, refit_codebook
@@ -31,6 +40,7 @@ from kquant_cli.encoders.annealed.schedule import (
     better_kind,
     expected_errors,
     find_schedule,
+    integer_points,
     points,
     searched_errors,
 )
@@ -79,10 +89,13 @@ class Annealed(Encoder[AnnealedSettings]):
     def layout(self, shape: tuple[int, int], levels: int, settings: AnnealedSettings) -> Layout:
         """A row scale on the input side, a column scale on the output side."""
         rows, columns = shape
-        bases = CoupledBases(columns if settings.side == "input" else rows, settings.seed)
+        bases, grid = (
+            CoupledBases(columns if settings.side == "input" else rows, settings.seed),
+            _grid(levels, settings),
+        )
         if settings.side == "input":
-            return Layout(shape, levels, Frame(right_u=bases.first, right_v=bases.second), scale=(rows, 1))
-        return Layout(shape, levels, Frame(left_u=bases.first, left_v=bases.second), col_scale=True)
+            return Layout(shape, levels, Frame(right_u=bases.first, right_v=bases.second), scale=(rows, 1), grid=grid)
+        return Layout(shape, levels, Frame(left_u=bases.first, left_v=bases.second), col_scale=True, grid=grid)
 
     def encode(self, weight: Tensor, levels: int, settings: AnnealedSettings) -> EncodedMatrix:
         """Arithmetic is in float32. Rows of zeros get the scale 0."""
@@ -115,8 +128,7 @@ def _encode(weight: Tensor, layout: Layout, settings: AnnealedSettings) -> Encod
         """Lines (n, size) in the coordinates of A, in units of the matrix's root mean square."""
         return basis.adjoint((part.contiguous() / unit).float())
 
-    drive, expected = _drive(layout.levels, size, settings)
-    codebook = drive.codebook
+    drive, expected = _drive(layout, size, settings)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     codes_of_lines = codes if by_row else codes.T
     alive, trace = [], torch.zeros(len(drive.betas), device=weight.device)
@@ -127,38 +139,61 @@ def _encode(weight: Tensor, layout: Layout, settings: AnnealedSettings) -> Encod
         trace += errors * (len(part) / len(lines))
         alive.append(x.square().sum(dim=1) > 0)
 
-    # zeros, which a scale of 0 makes exact, must not draw the codebook to them
-    fitted = torch.cat(alive).nonzero().squeeze(1)
-    fitted = fitted[:: -(-len(fitted) * size // SAMPLE) or 1]
-    if len(fitted):
-        x = _normalised(coordinates(lines[fitted]))
-        codebook = refit_codebook(x, codes_of_lines[fitted], bases, codebook)
-    codebook = codebook.to(weight.device)
+    if layout.grid is None:
+        fitted = (
+            torch.cat(alive).nonzero().squeeze(1)
+        )  # zeros, which a scale of 0 makes exact, must not draw it to them
+        fitted = fitted[:: -(-len(fitted) * size // SAMPLE) or 1]
+        if len(fitted):
+            x = _normalised(coordinates(lines[fitted]))
+            drive = replace(drive, codebook=refit_codebook(x, codes_of_lines[fitted], bases, drive.codebook))
+        codebook, step = drive.codebook.to(weight.device), unit
+    else:
+        layout = replace(layout, exponent=_exponent(float(unit)))
+        codebook, step = grid_codebook(layout.grid, 0, weight.device), torch.full_like(unit, 2.0**layout.exponent)
 
     scales = []
     for part, chosen in zip(lines.split(length), codes_of_lines.split(length), strict=True):
         u, v = (codebook[:, column][chosen.long()] for column in (0, 1))
         scales.append(fit_scales(coordinates(part), u + bases.couple(v)))
-    scale = torch.cat(scales).half()
+    scale = (torch.cat(scales) * (unit / step).float().squeeze()).half()
     return EncodedMatrix(
         layout,
         codes,
-        codebook * unit.float(),
+        codebook * step.float(),
         scale=scale.unsqueeze(1) if by_row else None,
         col_scale=None if by_row else scale,
-        record=_record(layout.levels, codebook, trace.sqrt()),
+        record=_record(layout.levels, drive.codebook, trace.sqrt()),
     )
 
 
-def _drive(levels: int, size: int, settings: AnnealedSettings) -> tuple[Sweeps, float]:
+def _grid(levels: int, settings: AnnealedSettings) -> str | None:
+    """The constant codebook for so many levels, which are rings; None where there is none."""
+    name = ring_name(levels)
+    return name if _kind(levels, settings) == "ring" and name in integer_grids() else None
+
+
+def _kind(levels: int, settings: AnnealedSettings) -> str:
+    return better_kind(levels, settings.effort) if settings.codebook == "auto" else settings.codebook
+
+
+def _exponent(size: float) -> int:
+    """The power of two that is nearest to the size of the weights, in ratio, of those that a codebook can have."""
+    fraction, exponent = math.frexp(size)
+    return min(max(exponent - (fraction < math.sqrt(0.5)), LEAST_EXPONENT), MOST_EXPONENT)
+
+
+def _drive(layout: Layout, size: int, settings: AnnealedSettings) -> tuple[Sweeps, float]:
     """What drives the annealing of lines of that size, and the squared error to be expected of unit lines."""
-    sweeps = SWEEPS[settings.effort]
-    kind = better_kind(levels, settings.effort) if settings.codebook == "auto" else settings.codebook
-    schedule = find_schedule(kind, levels, settings.effort)
-    codebook = points(kind, levels, schedule)
-    expected = expected_errors(levels, settings.effort).get(kind, math.inf)
+    levels, effort, kind = layout.levels, settings.effort, _kind(layout.levels, settings)
+    schedule = find_schedule(kind, levels, effort)
+    if layout.grid is None:
+        codebook = points(kind, levels, schedule)
+    else:
+        codebook = integer_points(integer_grids()[layout.grid], schedule)
+    expected = expected_errors(levels, effort).get(kind, math.inf)
     moving = moving_positions(HARD_SWEEPS, size, MOVING, settings.seed)
-    return Sweeps(codebook, schedule.betas(sweeps), schedule.momenta(sweeps), moving), expected
+    return Sweeps(codebook, schedule.betas(SWEEPS[effort]), schedule.momenta(SWEEPS[effort]), moving), expected
 
 
 def _root_mean_square(parts: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Codebooks and schedules: where the centroids lie, how fast the temperature falls, how far a sweep extrapolates.
 
     ring      K points on a circle: radius (cos a_k, sin a_k),  a_k = 2 pi (k + phase) / K
+              (few: integers near a circle, codebooks/integer_grids.py, in the size of that radius; no phase)
     product   K / 2 Lloyd-Max levels of a Gaussian times `first`, each with v = -second and v = +second
               (for an odd K those of K + 1 but the last, which is hardly missed where K is large)
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -30,6 +32,7 @@ from kquant_cli.codebooks import lloyd_max
 SWEEPS = {"fast": 20, "balanced": 60, "best": 400}
 HARD_SWEEPS = 12
 MOVING = 0.4  # share of the positions that a hard sweep moves: all at once would oscillate
+WORTH = 0.003  # of the squared error: what a constant codebook may cost
 FILE = Path(__file__).with_name("codebooks.json")
 
 
@@ -65,6 +68,12 @@ def points(kind: str, levels: int, schedule: Schedule) -> torch.Tensor:
     return torch.cartesian_prod(u, v)[:levels].float()
 
 
+def integer_points(integers: Sequence[Sequence[int]], schedule: Schedule) -> torch.Tensor:
+    """A ring of integers (levels, 2) as the codebook, float32, in the ring's size: their root mean square radius."""
+    ring = torch.tensor(integers, dtype=torch.float64)
+    return (ring * (schedule.first / ring.square().sum(dim=1).mean().sqrt())).float()
+
+
 def find_schedule(kind: str, levels: int, effort: str) -> Schedule:
     """The searched numbers, interpolated where `levels` was not searched; beyond all that were, those of the last."""
     known = _searched()[kind, effort]
@@ -92,9 +101,12 @@ def searched_errors(effort: str, kind: str | None = None) -> dict[int, float]:
 
 
 def better_kind(levels: int, effort: str) -> str:
-    """The kind of codebook with less error: rings, but products where the rate asks for more sweeps than there are."""
+    """The kind of codebook with less error: rings, but products where the rate asks for more sweeps than there are.
+
+    Rings of few points are constant, which is worth a little.
+    """
     errors = expected_errors(levels, effort)
-    return min(errors, key=lambda kind: errors[kind])
+    return "product" if errors.get("product", math.inf) < (1 - WORTH) * errors["ring"] else "ring"
 
 
 def expected_errors(levels: int, effort: str) -> dict[str, float]:

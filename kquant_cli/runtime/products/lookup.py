@@ -85,4 +85,5 @@ def _matrix(packed: Packed, codebook: Tensor) -> MatrixStruct:
         rows=packed.rows,
         levels=packed.levels,
         book_columns=codebook.shape[1],
+        factor=1.0,
     )

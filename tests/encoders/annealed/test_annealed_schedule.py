@@ -18,6 +18,7 @@ from kquant_cli.encoders.annealed.schedule import (
     Schedule,
     better_kind,
     find_schedule,
+    integer_points,
     load,
     points,
     searched_errors,
@@ -189,6 +190,22 @@ def test_the_better_kind_is_that_with_less_error_where_both_are_known(file_of):
     assert better_kind(4, "best") == "product"
     assert better_kind(16, "best") == "ring"  # the product of 4 says nothing about 16
     assert better_kind(256, "best") == "ring"
+
+
+def test_a_ring_may_cost_a_little_for_being_constant(file_of):
+    file_of(
+        *(entry("ring", 4, 0.0700), entry("ring", 8, 0.0200), entry("ring", 16, 0.006)),
+        *(entry("product", 4, 0.0698), entry("product", 8, 0.01993), entry("product", 16, 0.007)),
+    )
+    assert [better_kind(levels, "balanced") for levels in (4, 8, 16)] == ["ring", "product", "ring"]
+
+
+def test_integers_in_the_size_of_a_ring():
+    schedule = Schedule(0.9, 0.3, 1.0, 2.0, 1.0, 0.5, 0.5)
+    found = integer_points([[3, 4], [-5, 12], [-3, -4], [5, -12]], schedule)
+    unit = 0.9 / math.sqrt((25 + 169) / 2)
+    expected = torch.tensor([[3.0, 4.0], [-5.0, 12.0], [-3.0, -4.0], [5.0, -12.0]]) * unit
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 def test_entries_are_rounded_to_what_matters():
