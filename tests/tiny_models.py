@@ -69,6 +69,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_bigcode": Architecture("GPTBigCodeConfig", "GPTBigCodeForCausalLM", GPT2),
     "gpt_neox": Architecture("GPTNeoXConfig", "GPTNeoXForCausalLM", COMMON),
     "llama": Architecture("LlamaConfig", "LlamaForCausalLM", GROUPED),
+    "mistral": Architecture("MistralConfig", "MistralForCausalLM", GROUPED),
     "qwen2": Architecture("Qwen2Config", "Qwen2ForCausalLM", GROUPED),
     "qwen3": Architecture("Qwen3Config", "Qwen3ForCausalLM", GROUPED),
     "gemma": Architecture("GemmaConfig", "GemmaForCausalLM", {**GROUPED, "tie_word_embeddings": True}),
