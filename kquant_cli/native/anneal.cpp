@@ -126,7 +126,7 @@ extern "C" int kquant_anneal(const float *x, long rows, long size, long power, c
                              const float *beta, const float *momentum, int sweeps, const uint8_t *moving, int hard,
                              uint8_t *codes, float *trace) {
     const Transform transform{power, size / power, dense, transposed};
-    Aligned<Vector> memory(6 * size + transform.order);
+    Aligned<Vector> memory(6 * size + GROUPS * transform.order);
     Aligned<Integers> indices(2 * size);
     if (!memory.data || !indices.data) return 1;
     Vector *const target = memory.data, *const u = target + size, *const v = u + size;

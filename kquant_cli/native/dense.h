@@ -4,7 +4,7 @@
 //
 //     A u + B v = A (u + Q v),    Q = D_2 T^T        so a row is    w = u + eps_2 * T^T v
 //
-// Sixteen rows are transformed at a time, as the lanes of vectors, and a tile is stored as [column][row].
+// Sixteen rows are transformed at a time, as the lanes of vectors; a tile is stored as rows of the weight.
 
 #pragma once
 
@@ -27,7 +27,7 @@ struct Decoding {
         const Book book(matrix.codebook, matrix.levels, matrix.book_columns, blocks);
         static thread_local Workspace workspace;
         const long size = blocks.width() * sizeof(rows::Vector);
-        char *const space = workspace.of(2 * size + (layer.order + 1) * sizeof(rows::Vector));
+        char *const space = workspace.of(2 * size + (rows::GROUPS * layer.order + 1) * sizeof(rows::Vector));
         if (!space) {
             failed = true;
             return;
@@ -35,7 +35,8 @@ struct Decoding {
         rows::Vector *const x = (rows::Vector *)space, *const y = (rows::Vector *)(space + size);
         tasks.run(4 * count, [&](long task) {
             const long block = task / 4, quarter = task % 4;
-            indices(blocks, matrix.blocks + (first + block) * blocks.bytes, quarter, book, x, y);
+            const uint8_t *const codes = matrix.blocks + (first + block) * blocks.bytes;
+            (blocks.bits == 3 ? points<true> : points<false>)(blocks, codes, quarter, book, x, y);
             if (!v && layer.order) {
                 const rows::Transform transform{layer.power, layer.order, layer.dense, layer.transposed};
                 rows::adjoint(transform, y, (rows::Vector *)(space + 2 * size));
@@ -51,44 +52,129 @@ struct Decoding {
     }
 
     void put_rows(long block, long quarter, const rows::Vector *from, void *to, int dtype) const {
-        const long row = block * BLOCK_ROWS + quarter * 16, stride = count * BLOCK_ROWS;
+        const long row = block * BLOCK_ROWS + quarter * 16;
         rows::Vector scale = matrix.factor - rows::Vector{};
         for (long i = 0; matrix.scale && i < 16; i++) {
             const long at = std::min(matrix.rows - 1, first * BLOCK_ROWS + row + i);
             scale[i] *= number(matrix.scale, matrix.scale_dtype, matrix.scales > 1 ? at : 0);
         }
-        for (long j = 0; j < layer.columns; j++) {
-            const rows::Vector value = from[j] * scale;
-            if (dtype == FLOAT32) {
-                memcpy((float *)to + j * stride + row, &value, sizeof value);
-            } else {
-                for (int i = 0; i < 16; i++) ((uint16_t *)to)[j * stride + row + i] = to_bfloat(value[i]);
+        const long stride = layer.columns;
+        for (long j = 0; j < layer.columns; j += 16) {
+            alignas(64) float square[16][16];  // [row][column]
+            transpose(from + j, scale, square);
+            const long kept = std::min(16L, layer.columns - j);
+            for (long i = 0; i < 16; i++) {
+                const long at = (row + i) * stride + j;
+                if (dtype == FLOAT32)
+                    memcpy((float *)to + at, square[i], kept * sizeof(float));
+                else
+                    store_bfloats((uint16_t *)to + at, square[i], kept);
             }
         }
     }
 
-    // u and v of 16 rows of a block, [column][row].
-    static void indices(const Blocks &blocks, const uint8_t *block, long quarter, const Book &book, rows::Vector *u,
-                        rows::Vector *v) {
-        const int upper = quarter / 2, odd = quarter % 2;
-        for (long slot = 0; slot < blocks.slots; slot++) {
-            const long s = slot % 8, side = slot % STEP / 8;
-            const uint8_t *const at = block + slot / STEP * blocks.step_bytes + 32 * side;
-            alignas(64) uint8_t index[32];
-            for (int i = 0; i < 32; i++) {  // as index_of, which a compiler turns into vectors
-                const long q = 3 * (s - 6);
-                index[i] = blocks.bits != 3 ? at[64 * s + i] >> 4 * upper & 15
-                           : s < 6          ? at[64 * s + i] >> 3 * upper & 7
-                                            : at[64 * (q + 2 * upper) + i] >> 6 |
-                                         (at[64 * (q + 1) + i] >> (6 + upper) & 1) << 2;
+    INLINE static void store_bfloats(uint16_t *to, const float *from, long count) {
+#if defined(__AVX512BF16__)
+        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_load_ps(from));
+        memcpy(to, &rounded, count * sizeof(uint16_t));
+#else
+        for (long i = 0; i < count; i++) to[i] = to_bfloat(from[i]);
+#endif
+    }
+
+    // 16 columns of 16 rows, scaled, as rows.
+    INLINE static void transpose(const rows::Vector *from, rows::Vector scale, float (&to)[16][16]) {
+#if defined(__AVX512F__)
+        __m512 a[16], b[16];
+        UNROLL_ALL for (int i = 0; i < 16; i++) a[i] = (__m512)(from[i] * scale);
+        UNROLL_ALL for (int i = 0; i < 16; i += 2) {
+            b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+        }
+        UNROLL_ALL for (int i = 0; i < 16; i += 4)
+            UNROLL_ALL for (int half = 0; half < 2; half++) {
+                a[i + 2 * half] = _mm512_shuffle_ps(b[i + half], b[i + half + 2], 0x44);
+                a[i + 2 * half + 1] = _mm512_shuffle_ps(b[i + half], b[i + half + 2], 0xEE);
             }
-            rows::Integers lanes;
-            for (int i = 0; i < 16; i++) lanes[i] = index[2 * i + odd];
+        UNROLL_ALL for (int k = 0; k < 4; k++) {  // a[4 q + k]: quarters' rows 4 l + k, of columns 4 q ..
+            const __m512 p = _mm512_shuffle_f32x4(a[k], a[4 + k], 0x88), q = _mm512_shuffle_f32x4(a[k], a[4 + k], 0xDD);
+            const __m512 r = _mm512_shuffle_f32x4(a[8 + k], a[12 + k], 0x88);
+            const __m512 s = _mm512_shuffle_f32x4(a[8 + k], a[12 + k], 0xDD);
+            _mm512_store_ps(to[k], _mm512_shuffle_f32x4(p, r, 0x88));
+            _mm512_store_ps(to[8 + k], _mm512_shuffle_f32x4(p, r, 0xDD));
+            _mm512_store_ps(to[4 + k], _mm512_shuffle_f32x4(q, s, 0x88));
+            _mm512_store_ps(to[12 + k], _mm512_shuffle_f32x4(q, s, 0xDD));
+        }
+#elif defined(__AVX2__)
+        float scales[16];
+        memcpy(scales, &scale, sizeof scales);
+        for (int i = 0; i < 16; i += 8)
+            for (int j = 0; j < 16; j += 8) {  // rows i .., columns j ..
+                __m256 a[8], b[8];
+                UNROLL_ALL for (int k = 0; k < 8; k++)
+                    a[k] = _mm256_mul_ps(_mm256_loadu_ps((const float *)(from + j + k) + i), _mm256_loadu_ps(scales + i));
+                UNROLL_ALL for (int k = 0; k < 8; k += 2) {
+                    b[k] = _mm256_unpacklo_ps(a[k], a[k + 1]);
+                    b[k + 1] = _mm256_unpackhi_ps(a[k], a[k + 1]);
+                }
+                UNROLL_ALL for (int k = 0; k < 8; k += 4)
+                    UNROLL_ALL for (int half = 0; half < 2; half++) {
+                        a[k + 2 * half] = _mm256_shuffle_ps(b[k + half], b[k + half + 2], 0x44);
+                        a[k + 2 * half + 1] = _mm256_shuffle_ps(b[k + half], b[k + half + 2], 0xEE);
+                    }
+                UNROLL_ALL for (int k = 0; k < 4; k++) {
+                    _mm256_storeu_ps(&to[i + k][j], _mm256_permute2f128_ps(a[k], a[4 + k], 0x20));
+                    _mm256_storeu_ps(&to[i + 4 + k][j], _mm256_permute2f128_ps(a[k], a[4 + k], 0x31));
+                }
+            }
+#else
+        for (int j = 0; j < 16; j++) {
+            const rows::Vector value = from[j] * scale;
+            for (int i = 0; i < 16; i++) to[i][j] = value[i];
+        }
+#endif
+    }
+
+    // u and v of 16 rows of a block, [column][row].
+    template <bool THREE>
+    static void points(const Blocks &blocks, const uint8_t *block, long quarter, const Book &book, rows::Vector *u,
+                       rows::Vector *v) {
+        const int upper = quarter / 2, odd = quarter % 2;
+        alignas(64) uint8_t index[64];  // of slots s and s + 8
+        for (long slot = 0; slot < blocks.slots; slot++) {
+            const long s = slot / 2 % 8, side = slot % 2, true_slot = slot / STEP * STEP + s + 8 * side;
+            if (!side)
+                for (long part = 0; part < 64; part += WIDTH) {
+                    const Bytes found = index_at<THREE>(block + slot / STEP * blocks.step_bytes + part, s, upper);
+                    memcpy(index + part, &found, sizeof found);
+                }
+            const rows::Integers lanes = widened(index + 32 * side, odd);
             for (int p = 0; p < blocks.per; p++) {
-                u[slot * blocks.per + p] = pick(book.u[p], lanes);
-                v[slot * blocks.per + p] = pick(book.v[p], lanes);
+                u[true_slot * blocks.per + p] = pick(book.u[p], lanes);
+                v[true_slot * blocks.per + p] = pick(book.v[p], lanes);
             }
         }
+    }
+
+    template <bool THREE> INLINE static Bytes index_at(const uint8_t *p, long s, int upper) {
+        if constexpr (!THREE) {
+            return index_of<false>(p + 64 * s, 0, upper);
+        } else {
+            if (s < 6) return index_of<true>(p + 64 * s, 0, upper);
+            return s == 6 ? index_of<true>(p, 6, upper) : index_of<true>(p, 7, upper);
+        }
+    }
+
+    // The even or odd bytes of 32; of them only the lowest four bits count.
+    INLINE static rows::Integers widened(const uint8_t *bytes, int odd) {
+#if defined(__AVX512F__)
+        const __m512i words = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)bytes));
+        return (rows::Integers)(odd ? _mm512_srli_epi32(words, 8) : words);
+#else
+        rows::Integers lanes;
+        for (int i = 0; i < 16; i++) lanes[i] = bytes[2 * i + odd];
+        return lanes;
+#endif
     }
 
     INLINE static rows::Vector pick(const float *table, rows::Integers index) {
@@ -107,7 +193,7 @@ struct Decoding {
         return found;
 #else
         rows::Vector found;
-        for (int i = 0; i < 16; i++) found[i] = table[index[i]];
+        for (int i = 0; i < 16; i++) found[i] = table[index[i] & 15];
         return found;
 #endif
     }

@@ -108,7 +108,7 @@ int kquant_head(const void *weight, const void *bias, int dtype, long rows, long
     return !head(weight, bias, dtype, rows, columns, x, y, threads, parallel);
 }
 
-// dense.h: rows of blocks first .. first + count - 1 of the first matrix, as tiles (columns, 64 count).
+// dense.h: rows of blocks first .. first + count - 1 of the first matrix, as rows (64 count, columns).
 int kquant_dense(const Layer *layer, long first, long count, void *u, float *v, int dtype, int threads, Parallel *parallel) {
     return !decode(*layer, first, count, u, v, dtype, threads, parallel);
 }

@@ -83,7 +83,8 @@ class CpuLayer:
         for i, (layer, codebook) in enumerate(zip(layers, codebooks, strict=True)):
             same = (j for j, other in enumerate(codebooks[: i + 1]) if torch.equal(other, codebook))
             self._matrices[i].tables = next(same, i) if layer.layout.columns == 2 else i
-        self._kept: list[Any] = [codebooks]
+        tensors = [layer.blocks for layer in layers] + [tensor for _, _, tensor, _ in self.watched]
+        self._kept: list[Any] = [codebooks, [t.detach() for t in tensors if t is not None]]  # whoever else lets go
         self._layer = LayerStruct(columns=self.columns, count=len(layers))
         self._layer.matrices = ctypes.addressof(self._matrices)
         self._add_bases(layers[0])
@@ -125,10 +126,10 @@ class CpuLayer:
         rows, out = self.rows[0], a.new_empty(len(a), self.rows[0])
         for begin, count in tiles(rows, self.columns):
             part = slice(begin * BLOCK_ROWS, min(rows, (begin + count) * BLOCK_ROWS))
-            tile = a.new_empty(self.columns, count * BLOCK_ROWS)
+            tile = a.new_empty(count * BLOCK_ROWS, self.columns)
             arguments = (self.address, begin, count, tile.data_ptr(), None, NUMBERS[a.dtype])
             call("kquant_dense", *arguments, work=tile.numel())
-            torch.mm(a, tile[:, : part.stop - part.start], out=out[:, part])
+            torch.mm(a, tile[: part.stop - part.start].T, out=out[:, part])
         if self._bias is not None:
             out += self._bias.detach()
         return out.to(dtype)

@@ -154,6 +154,7 @@ class LayerPlan:
         self._layers = [CpuLayer(layers) for layers in ([q, k, v], [o], [gate, up], [down])]
         weights: list[Tensor | None] = [None if norm is None else norm.weight for norm in norms]
         self._weights = [(weight, weight.data_ptr()) for weight in weights if weight is not None]
+        self._kept = [weight.detach() for weight, _ in self._weights]  # whoever else lets go
         size = attention.head_dim
         heads, kv_heads = q.out_features // size, k.out_features // size
         self._rows_q, self.cached, self._strides = q.out_features, (2, 1, kv_heads, 1, size), ctypes.c_long * 4

@@ -59,15 +59,15 @@ def _by_tiles(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple
     layer = LayerStruct(columns=packed.columns, count=1, matrices=ctypes.addressof(matrix))
     for begin, count in tiles(packed.rows, packed.columns):
         rows = slice(begin * BLOCK_ROWS, min(packed.rows, (begin + count) * BLOCK_ROWS))
-        u, v = a.new_empty(2, packed.columns, count * BLOCK_ROWS)
+        u, v = a.new_empty(2, count * BLOCK_ROWS, packed.columns)
         arguments = (ctypes.addressof(layer), begin, count, u.data_ptr(), None if b is None else v.data_ptr(), 0)
         call("kquant_dense", *arguments, work=u.numel())
         kept = rows.stop - rows.start
-        torch.mm(a, u[:, :kept], out=first[:, rows])
+        torch.mm(a, u[:kept].T, out=first[:, rows])
         if second is not None and b is not None:
-            torch.mm(b, v[:, :kept], out=second[:, rows])
+            torch.mm(b, v[:kept].T, out=second[:, rows])
         elif b is not None:
-            first[:, rows] += b @ v[:, :kept]
+            first[:, rows] += b @ v[:kept].T
     return first, second
 
 
