@@ -7,9 +7,10 @@ Each shape and each number of levels has copies that together exceed the last-le
 what the machine says, at most 1024), and one is read after the other, so that weights come from memory as they do when
 a model runs. All methods take turns in every round, so that other work on the machine treats them alike; numbers are
 medians over the rounds, ratios those of the medians. `floor` is the time in which the packed bytes can be read at the
-bandwidth that a sum over a large buffer reaches in the same rounds. `transforms` is the time of both transforms of the
-activations (`runtime/basis_pair.py`), which a layer adds to its product. The fastest round is in the file, too: on a
-machine that does other work, medians of several threads mostly say how long a thread waits for a core.
+bandwidth that a sum over a large buffer reaches in the same rounds. `layer` is a whole layer of the annealed encoder
+from x to y, both transforms and the scale of rows included, in float32 and in bfloat16: up to 16 levels one call
+(`runtime/cpu_layer.py`). The fastest round is in the file, too: on a machine that does other work, medians of several
+threads mostly say how long a thread waits for a core.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ import torch
 from results import RESULTS, machine, write_results
 
 from kquant_cli.bases import BasisSpec
+from kquant_cli.encoded import EncodedMatrix, Frame, Layout
 from kquant_cli.packing import row_bytes
-from kquant_cli.runtime.basis_pair import adjoint_pair
+from kquant_cli.runtime import KashinLinear
 from kquant_cli.runtime.products import Packed, backend_for, product
+from kquant_cli.runtime.replace_layers import lay_out
 
 SHAPES = ((4096, 11008), (4096, 4096), (576, 1536), (1536, 576))
 LEVELS = (4, 8, 12, 16, 256)  # 2, 3, 3.6, 4 and 8 bits
@@ -74,24 +77,27 @@ def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str,
         for dtype in (torch.float32, torch.bfloat16)
     }
     stream = torch.ones(cache // 4 + 2**22)
-    packed = {levels: packed_copies(rows, columns, levels, cache) for levels in LEVELS}
-    frame = BasisSpec("signed_hadamard_dct", columns), BasisSpec("twice_signed_hadamard_dct", columns)
+    layers = {levels: layer_copies(rows, columns, levels, cache) for levels in LEVELS}
     for tokens in TOKENS:
         a, b = torch.randn(2, tokens, columns)
+        packed = {levels: [packed_of(layer) for layer in made] for levels, made in layers.items()}
         backends = {levels: backend_for(matrices[0], a, False) for levels, matrices in packed.items()}
         methods: dict[str, Callable[[int], object]] = {
             str(levels): (lambda i, p=matrices, a=a, b=b: product(p[i % len(p)], a, b, False))  # type: ignore[misc]
             for levels, matrices in packed.items()
         }
+        for levels, made in layers.items():
+            for x in (a, a.bfloat16()):
+                methods[f"layer {levels} {x.dtype}"] = lambda i, m=made, x=x: m[i % len(m)](x)  # type: ignore[misc]
         for dtype, matrices in dense.items():
             x = a.to(dtype)
             methods[str(dtype)] = lambda i, w=matrices, x=x: x @ w[i % len(w)].T  # type: ignore[misc]
         methods["sum"] = lambda i: stream.sum()
-        methods["transforms"] = lambda i, a=a: adjoint_pair(*frame, a)  # type: ignore[misc]
         seconds, fastest = turns(methods, rounds)
         bandwidth = stream.numel() * 4 / seconds["sum"]
         for levels in LEVELS:
             size, mine = rows * row_bytes(columns, levels), seconds[str(levels)]
+            layer, half = (seconds[f"layer {levels} {dtype}"] for dtype in dense)
             found.append(
                 {
                     "rows": rows,
@@ -102,10 +108,13 @@ def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str,
                     "ms": 1e3 * mine,
                     "float32_ms": 1e3 * seconds[str(torch.float32)],
                     "bfloat16_ms": 1e3 * seconds[str(torch.bfloat16)],
-                    "transforms_ms": 1e3 * seconds["transforms"],
+                    "layer_ms": 1e3 * layer,
+                    "layer_bfloat16_ms": 1e3 * half,
                     "times_float32": seconds[str(torch.float32)] / mine,
                     "times_bfloat16": seconds[str(torch.bfloat16)] / mine,
-                    "times_float32_with_transforms": seconds[str(torch.float32)] / (mine + seconds["transforms"]),
+                    "layer_times_float32": seconds[str(torch.float32)] / layer,
+                    "layer_bfloat16_times_float32": seconds[str(torch.float32)] / half,
+                    "layer_bfloat16_times_bfloat16": seconds[str(torch.bfloat16)] / half,
                     "fastest_ms": 1e3 * fastest[str(levels)],
                     "fastest_times_float32": fastest[str(torch.float32)] / fastest[str(levels)],
                     "gb_per_s": size / mine / 1e9,
@@ -118,20 +127,31 @@ def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str,
                 f"{rows} x {columns}  {levels:3} levels  {tokens:2} tokens  {row['ms']:8.3f} ms  float32 "
                 f"{row['float32_ms']:8.3f} ({row['times_float32']:.2f} x, fastest "
                 f"{row['fastest_times_float32']:.2f} x)  bfloat16 {row['bfloat16_ms']:8.3f}  "
-                f"transforms {row['transforms_ms']:.3f}  {row['gb_per_s']:.1f} of {bandwidth / 1e9:.1f} GB/s",
+                f"layer {row['layer_ms']:.3f}, bfloat16 {row['layer_bfloat16_ms']:.3f}  "
+                f"{row['gb_per_s']:.1f} of {bandwidth / 1e9:.1f} GB/s",
                 flush=True,
             )
     return found
 
 
-def packed_copies(rows: int, columns: int, levels: int, cache: int) -> list[Packed]:
-    """Matrices of random codes: words above levels^digits occur, which no packed matrix has, and cost the same."""
-    size = row_bytes(columns, levels)
-    number = copies(rows * size, cache)
-    return [
-        Packed(torch.randint(0, 256, (rows, size), dtype=torch.uint8), torch.randn(levels, 2), columns)
-        for _ in range(number)
-    ]
+def layer_copies(rows: int, columns: int, levels: int, cache: int) -> list[KashinLinear]:
+    """Layers of random codes, laid out as a model's are."""
+    frame = Frame(
+        right_u=BasisSpec("signed_hadamard_dct", columns), right_v=BasisSpec("twice_signed_hadamard_dct", columns)
+    )
+    layout = Layout((rows, columns), levels, frame, scale=(rows, 1))
+    book, scale = torch.randn(levels, 2), torch.rand(rows, 1).half()
+    layers = []
+    for _ in range(copies(rows * row_bytes(columns, levels), cache)):
+        codes = torch.randint(levels, (rows, columns), dtype=torch.uint8)
+        layers.append(KashinLinear.of(EncodedMatrix(layout, codes, book, scale)))
+    lay_out(torch.nn.ModuleList(layers))
+    return layers
+
+
+def packed_of(layer: KashinLinear) -> Packed:
+    """What its product reads."""
+    return Packed(layer.weight_codes, layer.codebook, layer.in_features, blocks=layer.blocks)
 
 
 def main() -> None:

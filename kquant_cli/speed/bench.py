@@ -7,13 +7,14 @@ machine comes and goes. Of the rounds the median is kept, and of memory the larg
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import active_children, get_context
 from typing import Any
 
@@ -23,11 +24,12 @@ from kquant_cli.speed.measure import Measurement, Workload, measure
 
 @dataclass(frozen=True)
 class Row:
-    """A model to measure, and how: `dtype` as `kquant eval --dtype`."""
+    """A model to measure, and how: `dtype` as `kquant eval --dtype`, `environment` for its process alone."""
 
     path: str
     kind: str  # bundle or dense
     dtype: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def bench(
@@ -47,7 +49,8 @@ def bench(
 
 def _in_a_process(row: Row, device: str, workload: Workload) -> Measurement:
     others = set(active_children())
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    begin: Any = {"initializer": _set_environment, "initargs": (dict(row.environment),)}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **begin) as pool:
         try:
             with _interrupts_held_back():
                 measured = pool.submit(measure, row.path, device, row.dtype, workload)
@@ -61,6 +64,10 @@ def _in_a_process(row: Row, device: str, workload: Workload) -> Measurement:
                 f"the process that measured {row.path} ended: most often memory ran out; give a smaller model or a "
                 "16-bit --dtype"
             ) from error
+
+
+def _set_environment(values: Mapping[str, str]) -> None:
+    os.environ.update(values)
 
 
 @contextmanager
@@ -80,12 +87,12 @@ def _median(measurements: Sequence[Measurement]) -> Measurement:
     """The median of every time and rate, the maximum of every memory."""
     first = measurements[0]
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(Measurement):
-        given = [getattr(measurement, field.name) for measurement in measurements]
-        if field.name.endswith("memory"):
-            values[field.name] = None if None in given else max(given)
-        elif isinstance(getattr(first, field.name), float):
-            values[field.name] = statistics.median(given)
+    for name in (part.name for part in dataclasses.fields(Measurement)):
+        given = [getattr(measurement, name) for measurement in measurements]
+        if name.endswith("memory"):
+            values[name] = None if None in given else max(given)
+        elif isinstance(getattr(first, name), float):
+            values[name] = statistics.median(given)
         else:
-            values[field.name] = given[0]
+            values[name] = given[0]
     return Measurement(**values)

@@ -49,7 +49,7 @@ def test_its_codebooks_are_those_that_it_stores(older):
 def test_it_runs_and_is_saved_as_it_was(older, tmp_path):
     model = load(older, dtype="float32")
     found = logits(model, TOKENS)
-    assert relative(found, logits(twin_of(older, "AutoModelForCausalLM"), TOKENS)) < 1e-5
+    assert relative(found, logits(twin_of(older, "AutoModelForCausalLM"), TOKENS)) < 1e-4
     model.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())["quantization_config"]
     assert saved["format_version"] == 2
