@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 #include "lookup.h"
 #include "numbers.h"
@@ -38,9 +39,11 @@ struct Layer {
     }
 };
 
-constexpr long TOGETHER = 4;  // tokens whose tables stand beside each other
+constexpr long TOGETHER = 4;      // tokens whose tables stand beside each other
+constexpr long NEAR = 384 * 1024;  // bytes of tables that all blocks of rows read before the next are made
 
-// Up to TOGETHER tokens through all matrices of a layer; every thread calls it.
+// Up to TOGETHER tokens through all matrices of a layer; every thread calls it. Tables are made for some stretches of
+// columns at a time, so that they stay in a core's cache while the codes pass by.
 template <int LIMBS> struct FewTokens {
     static constexpr long TABLES = STRETCH / 2 * LIMBS * TABLE;  // bytes of a stretch's
     const Layer &layer;
@@ -50,12 +53,15 @@ template <int LIMBS> struct FewTokens {
     float *a, *b;  // (tokens, width): filled up with zeros; b null: none
     long width;    // at least the columns of every matrix, filled up
     float *scratch;  // (tokens, 3 columns)
-    uint8_t *tables;  // of all matrices one after the other
-    float *scales;    // (matrix, stretch, token)
+    long most, part;  // stretches of the widest matrix, and those whose tables stand beside each other
+    uint8_t *tables;  // (matrix, stretch of the part, token)
+    float *scales;    // the same
+    float *sums;      // (block of all matrices, token, 64): before the scale
     void *out;        // of each matrix (tokens of the call, rows), one after the other; token `before` is the first here
     int out_dtype;
     long all_tokens, before;
-    Tasks transformed, tabled, multiplied;
+    Tasks *tabled, *multiplied;  // of each part
+    Tasks transformed;
 
     static long stretches(const Blocks &blocks) { return (blocks.slots + STRETCH - 1) / STRETCH; }
 
@@ -80,59 +86,66 @@ template <int LIMBS> struct FewTokens {
             transformed.run(tokens, [&](long token) { transform(token); });
             transformed.wait(tokens);
         }
-        long most = 0;
-        for (long m = 0; m < layer.count; m++) most = std::max(most, stretches(blocks(m)));
-        const long jobs = layer.count * most;
-        tabled.run(jobs, [&](long job) { tabulate(job / most, job % most, most); });
-        tabled.wait(jobs);
         long all = 0;
         for (long m = 0; m < layer.count; m++) all += blocks(m).count;
-        multiplied.run(all, [&](long block) {
-            long m = 0;
-            for (; block >= blocks(m).count; m++) block -= blocks(m).count;
-            multiply(m, block, most);
-        });
+        for (long begin = 0; begin < most; begin += part) {
+            Tasks &made = tabled[begin / part], &done = multiplied[begin / part];
+            const long jobs = layer.count * part;
+            made.run(jobs, [&](long job) { tabulate(job / part, begin, job % part); });
+            made.wait(jobs);
+            done.run(all, [&](long block) { multiply(block, begin); });
+            if (begin + part < most) done.wait(all);
+        }
     }
 
-    uint8_t *tables_of(long m, long stretch, long token, long most) const {
-        return tables + ((layer.matrices[m].tables * most + stretch) * tokens + token) * TABLES;
+    long place(long m, long stretch, long token) const {  // of a table
+        return (layer.matrices[m].tables * part + stretch) * tokens + token;
     }
 
-    void tabulate(long m, long stretch, long most) {
+    void tabulate(long m, long begin, long stretch) {
         const Matrix &matrix = layer.matrices[m];
         const Blocks shape = blocks(m);
-        const long first = stretch * STRETCH, slots = std::min(STRETCH, shape.slots - first);
+        const long first = (begin + stretch) * STRETCH, slots = std::min(STRETCH, shape.slots - first);
         if (matrix.tables != m || slots <= 0) return;
         const Book book(matrix.codebook, matrix.levels, matrix.book_columns, shape);
         for (long token = 0; token < tokens; token++) {
-            const long at = token * width + first * shape.per;
-            scales[(m * most + stretch) * tokens + token] = make_tables<LIMBS>(
-                shape, book, a + at, matrix.book_columns == 2 ? b + at : nullptr, slots, tables_of(m, stretch, token, most));
+            const long at = token * width + first * shape.per, to = place(m, stretch, token);
+            scales[to] = make_tables<LIMBS>(shape, book, a + at, matrix.book_columns == 2 ? b + at : nullptr, slots,
+                                            tables + to * TABLES);
         }
     }
 
-    void multiply(long m, long block, long most) {
+    void multiply(long block, long begin) {
+        float *const kept = sums + block * TOGETHER * BLOCK_ROWS;
+        long m = 0, rows_before = 0;
+        for (; block >= blocks(m).count; m++) {
+            block -= blocks(m).count;
+            rows_before += layer.matrices[m].rows;
+        }
         const Matrix &matrix = layer.matrices[m];
         const Blocks shape = blocks(m);
         alignas(64) float y[TOGETHER][BLOCK_ROWS] = {};
-        for (long stretch = 0; stretch < stretches(shape); stretch++) {
-            const long first = stretch * STRETCH, slots = std::min(STRETCH, shape.slots - first);
+        if (begin) memcpy(y, kept, sizeof y);
+        for (long stretch = 0; stretch < part && begin + stretch < stretches(shape); stretch++) {
+            const long first = (begin + stretch) * STRETCH, slots = std::min(STRETCH, shape.slots - first);
             const uint8_t *const codes = matrix.blocks + block * shape.bytes + first / STEP * shape.step_bytes;
             for (long token = 0; token < tokens; token++) {
-                const float scale = scales[(matrix.tables * most + stretch) * tokens + token];
-                const uint8_t *const table = tables_of(m, stretch, token, most);
-                (shape.bits == 3 ? look_up<true, LIMBS> : look_up<false, LIMBS>)(codes, table, slots, scale, y[token]);
+                const long at = place(m, stretch, token);
+                (shape.bits == 3 ? look_up<true, LIMBS> : look_up<false, LIMBS>)(codes, tables + at * TABLES, slots,
+                                                                                scales[at], y[token]);
             }
         }
-        long before_m = 0;
-        for (long i = 0; i < m; i++) before_m += layer.matrices[i].rows;
-        const long begin = block * BLOCK_ROWS, end = std::min(matrix.rows, begin + BLOCK_ROWS);
-        for (long row = begin; row < end; row++) {
+        if (begin + part < most) {
+            memcpy(kept, y, sizeof y);
+            return;
+        }
+        const long first = block * BLOCK_ROWS, end = std::min(matrix.rows, first + BLOCK_ROWS);
+        for (long row = first; row < end; row++) {
             const float scale = matrix.scale ? number(matrix.scale, matrix.scale_dtype, matrix.scales > 1 ? row : 0) : 1;
             const float bias = matrix.bias ? number(matrix.bias, matrix.bias_dtype, row) : 0;
             for (long token = 0; token < tokens; token++)
-                store(out, out_dtype, all_tokens * before_m + (before + token) * matrix.rows + row,
-                      scale * matrix.factor * y[token][row - begin] + bias);
+                store(out, out_dtype, all_tokens * rows_before + (before + token) * matrix.rows + row,
+                      scale * matrix.factor * y[token][row - first] + bias);
         }
     }
 };
@@ -142,25 +155,31 @@ template <int LIMBS>
 bool run_layer(const Layer &layer, const void *x, int dtype, const float *a, const float *b, long tokens, void *out,
                       int out_dtype, int threads, Parallel *parallel) {
     static thread_local Workspace workspace;
-    long width = 0, most = 0;
+    typedef FewTokens<LIMBS> Job;
+    long width = 0, most = 0, blocks = 0;
     for (long m = 0; m < layer.count; m++) {
         const Blocks shape(layer.matrices[m].rows, layer.columns, layer.matrices[m].levels);
         width = std::max(width, shape.width());
-        most = std::max(most, FewTokens<LIMBS>::stretches(shape));
+        most = std::max(most, Job::stretches(shape));
+        blocks += shape.count;
     }
-    const long group = std::min(TOGETHER, tokens), size = width * (long)sizeof(float) * group;
-    const long scratch = (x ? (3 * layer.columns * (long)sizeof(float) * group + 63) / 64 * 64 : 0);
-    const long tables = layer.count * most * group * FewTokens<LIMBS>::TABLES, scales = layer.count * most * group * 4;
-    char *const space = workspace.of(2 * size + scratch + tables + scales);
+    const long group = std::min(TOGETHER, std::max(tokens, 1L)), size = width * (long)sizeof(float) * group;
+    const long part = std::min(most, std::max(1L, NEAR / (layer.count * group * Job::TABLES)));
+    const long places = layer.count * part * group, parts = (most + part - 1) / part;
+    const long scratch = x ? (3 * layer.columns * (long)sizeof(float) * group + 63) / 64 * 64 : 0;
+    const long sums = parts > 1 ? blocks * TOGETHER * BLOCK_ROWS * (long)sizeof(float) : 0;
+    char *const space = workspace.of(2 * size + scratch + sums + places * (Job::TABLES + 4) + 64 + 2 * parts * sizeof(Tasks));
     if (!space) return false;
     memset(space, 0, 2 * size);
     for (long before = 0; before < tokens; before += group) {
         const long now = std::min(group, tokens - before);
-        FewTokens<LIMBS> job{layer, x ? (const char *)x + before * layer.columns * (dtype == FLOAT32 ? 4 : 2) : nullptr, dtype, now};
-        job.width = width;
+        Job job{layer, x ? (const char *)x + before * layer.columns * (dtype == FLOAT32 ? 4 : 2) : nullptr, dtype, now};
+        job.width = width, job.most = most, job.part = part;
         job.a = (float *)space, job.b = (float *)(space + size);
-        job.scratch = (float *)(space + 2 * size), job.tables = (uint8_t *)space + 2 * size + scratch;
-        job.scales = (float *)(job.tables + tables);
+        job.scratch = (float *)(space + 2 * size), job.sums = (float *)(space + 2 * size + scratch);
+        job.tables = (uint8_t *)job.sums + sums, job.scales = (float *)(job.tables + places * Job::TABLES);
+        job.tabled = new ((char *)job.scales + (places * 4 + 63) / 64 * 64) Tasks[2 * parts];
+        job.multiplied = job.tabled + parts;
         job.out = out, job.out_dtype = out_dtype, job.all_tokens = tokens, job.before = before;
         for (long token = 0; !x && token < now; token++) {
             const long from = (before + token) * layer.columns;

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kquant_cli.encoded import EncodedMatrix, Layout
+from kquant_cli.process_memory import let_go
 from kquant_cli.runtime import blocks, cpu_layer
 from kquant_cli.runtime.basis_cache import BasisCache
 from kquant_cli.runtime.device_product import device_product
@@ -129,7 +130,9 @@ class KashinLinear(nn.Module):
         bring the codes back.
         """
         if self.block_bytes():
-            self.blocks = blocks.to_blocks(self.weight_codes.detach(), self.layout.levels, self.in_features, out)
+            codes = self.weight_codes.detach()
+            self.blocks = blocks.to_blocks(codes, self.layout.levels, self.in_features, out)
+            let_go(codes.data_ptr(), codes.nbytes)  # most often a part of a mapped file, the rest of which is needed
             self.weight_codes.data = torch.zeros(1, dtype=torch.uint8).expand(self.weight_codes.shape)
             self.ready = cpu_layer.supports(self)
             self.input_transform.forget_calls()
