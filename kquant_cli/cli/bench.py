@@ -29,9 +29,7 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[
         str,
-        typer.Option(
-            help="Of the bundle: auto (float32 on the CPU, the source's on a GPU), float32, float16, bfloat16."
-        ),
+        typer.Option(help="Of the bundle: auto (the source's), float32, float16, bfloat16."),
     ] = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="Write the numbers here as JSON.")
@@ -47,6 +45,7 @@ def bench(
     from kquant_cli.devices import resolve_device, resolve_dtype
     from kquant_cli.errors import KQuantError
     from kquant_cli.report.speed import speed_table
+    from kquant_cli.runtime import running_dtype
     from kquant_cli.speed import Row, Workload
     from kquant_cli.speed import bench as measure_in_turns
 
@@ -55,7 +54,7 @@ def bench(
             raise KQuantError(f"--{flag} is {value}: expected 1 or more")
     resolve_dtype(dtype, placed := resolve_device(device))
     path = bundle_or_newest(bundle, "measuring")
-    rows = [Row(path, "bundle" if _is_bundle(path) else "dense", dtype)]
+    rows = [Row(path, "bundle" if _is_bundle(path) else "dense", running_dtype(path, device, dtype))]
     if against is not None:
         dense = ["float32", "bfloat16"] if placed.type == "cpu" else ["auto"]
         rows += [Row(against, "bundle" if _is_bundle(against) else "dense", name) for name in dense]

@@ -32,7 +32,7 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[
         str,
-        typer.Option(help="auto (float32 on the CPU, the source's on a GPU), float32, float16, bfloat16."),
+        typer.Option(help="auto (the source's; for a dense model on a CPU float32), float32, float16, bfloat16."),
     ] = "auto",
 ) -> None:
     """Write text from a prompt, straight from the codes; the text goes to standard output, the rest to standard error.
@@ -57,9 +57,9 @@ def _write(
     import torch
     import transformers
 
-    from kquant_cli.runtime import load_model
+    from kquant_cli.runtime import load_model, running_dtype
 
-    loaded = load_model(path, device=device, dtype=dtype)
+    loaded = load_model(path, device=device, dtype=running_dtype(path, device, dtype))
     if loaded.decoded:
         log.print(f"{path} is decoded before it runs: {loaded.decoded}", highlight=False, markup=False)
     inputs, room = _inputs(loaded, text, chat)

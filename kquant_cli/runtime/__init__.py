@@ -7,6 +7,7 @@ _HOMES = {
     "KashinLinear": "linear",
     "load": "load_bundle",
     "load_model": "loading",
+    "running_dtype": "loading",
 }
 __all__ = [*_HOMES]  # noqa: PLE0604
 

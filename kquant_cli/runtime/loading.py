@@ -8,8 +8,9 @@ import torch
 import transformers
 
 from kquant_cli import bundle as bundles
-from kquant_cli.bundle.format import MANIFEST
+from kquant_cli.bundle.format import MANIFEST, read_json
 from kquant_cli.checkpoint import local_folder
+from kquant_cli.devices import resolve_device
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.device_map import DeviceMap
 from kquant_cli.hf.loading import LoadedModel, load_complete, load_dense, or_sentence, require_complete, settle
@@ -39,6 +40,16 @@ def load_model(
         path_or_id, auto_class=auto_class, device=device, dtype=dtype, revision=revision, device_map=device_map
     )
     return replace(loaded, kind="bundle") if is_from_bundle(loaded.model) else loaded  # one on the hub
+
+
+def running_dtype(path_or_id: str | Path, device: str | torch.device, dtype: str) -> str:
+    """What `auto` means where speed counts: a bundle on a CPU runs in the source's dtype, as on a GPU; else `dtype`."""
+    folder = Path(path_or_id)
+    if dtype != "auto" or resolve_device(device).type != "cpu" or not bundles.is_bundle(folder):
+        return dtype
+    config = read_json(folder / "config.json")
+    found = config.get("dtype") or config.get("torch_dtype")
+    return found if found in ("float16", "bfloat16") else dtype
 
 
 def load_from_codes(

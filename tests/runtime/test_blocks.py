@@ -130,7 +130,8 @@ def test_layers(levels: int, dtype: torch.dtype) -> None:
             x = torch.randn(2, tokens, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
             y = layer(x)
             assert (y.dtype, y.shape) == (dtype, (2, tokens, 200))
-            assert off(y, dense(layer, x)) < TOLERANCE[dtype]
+            many = 2 * tokens > lookup.FEW and dtype != torch.float32  # then bfloat16 is multiplied
+            assert off(y, dense(layer, x)) < (TOLERANCE[torch.bfloat16] if many else TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(("frame", "parts", "levels"), [case for case in FORMULAS if case[2] <= blocks.MOST_LEVELS])
@@ -284,9 +285,9 @@ def test_other_processors(options: tuple[str], monkeypatch: pytest.MonkeyPatch, 
                 assert off(lookup.product(packed, a, b, False)[0], expected) < TOLERANCE[torch.float32]
         for dtype, tolerance in TOLERANCE.items():
             layer = layer_of(16, coupled(96), channel_scale=True)
-            for tokens in (1, 40):
+            for tokens, allowed in ((1, tolerance), (40, max(tolerance, TOLERANCE[torch.bfloat16]))):
                 x = torch.randn(tokens, 96).to(dtype)
-                assert off(layer(x), dense(layer, x)) < tolerance
+                assert off(layer(x), dense(layer, x)) < allowed
     finally:
         layer_loops.loops.cache_clear()
 

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from kquant_cli import bundle as bundles
 from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.loading import LoadedModel
-from kquant_cli.runtime import load_model, loading
+from kquant_cli.runtime import load_model, loading, running_dtype
 from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
 
 CAUSAL = ["opt", "opt_projected", "gpt2", "gpt_neox", "llama", "gemma", "mixtral"]
@@ -276,3 +277,16 @@ def test_on_a_gpu_the_checkpoints_dtype_is_kept(tmp_path: Path, as_bundle: Any) 
     for path in (folder, as_bundle(folder)):
         loaded = load_model(path)
         assert (loaded.device.type, loaded.dtype) == ("cuda", torch.bfloat16)
+
+
+def test_what_runs_fast_is_in_the_sources_dtype(demo_bundle: Path, tmp_path: Path) -> None:
+    """`generate` and `bench` do not compute in float32 on a CPU what was in 16 bits."""
+    for dtype, meant in (("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "auto"), (None, "auto")):
+        copy = tmp_path / str(dtype)
+        shutil.copytree(demo_bundle, copy)
+        config = json.loads((copy / "config.json").read_text())
+        config.pop("dtype", None)
+        (copy / "config.json").write_text(json.dumps(config | ({"dtype": dtype} if dtype else {})))
+        assert running_dtype(copy, "cpu", "auto") == meant
+        assert running_dtype(str(copy), "cpu", "float32") == "float32"
+    assert running_dtype("facebook/opt-1.3b", "cpu", "auto") == "auto"
