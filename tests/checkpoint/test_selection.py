@@ -67,6 +67,7 @@ EXPECTED = {
         },
     ),
     "llama": LLAMA,
+    "mistral": LLAMA,
     "qwen2": LLAMA,
     "qwen3": LLAMA,
     "gemma": LLAMA,

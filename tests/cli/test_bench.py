@@ -39,7 +39,7 @@ def test_a_bundle_in_a_process_of_its_own(demo_bundle: Path, kquant: Any, tmp_pa
     found = json.loads((tmp_path / "speed.json").read_text())
     assert (found["workload"]["prompt"], found["workload"]["new"], found["rounds"]) == (224, 32, 1)
     (model,) = found["models"]
-    assert (model["kind"], model["dtype"], model["device"]) == ("bundle", "float32", "cpu")
+    assert (model["kind"], model["dtype"], model["device"]) == ("bundle", "float16", "cpu")
     assert model["peak_memory"] > model["loaded_memory"] > 0
     assert model["peak_memory"] > model["weight_bytes_per_token"]
     assert "decode" in outcome.out
@@ -52,7 +52,7 @@ def test_a_bundle_beside_the_dense_model(demo_bundle: Path, kquant: Any, tmp_pat
     assert outcome.code == 0, outcome.err
     models = json.loads((tmp_path / "speed.json").read_text())["models"]
     assert [(m["kind"], m["dtype"]) for m in models] == [
-        ("bundle", "float32"),
+        ("bundle", "float16"),
         ("dense", "float32"),
         ("dense", "bfloat16"),
     ]
@@ -69,7 +69,7 @@ def test_a_bundle_beside_the_dense_model(demo_bundle: Path, kquant: Any, tmp_pat
     stored = [load_file(file) for file in demo_bundle.glob("*.safetensors")]
     packed = sum(t.nbytes for part in stored for name, t in part.items() if ".weight_" in name)
     kept = {n: t for part in stored for n, t in part.items() if ".weight_" not in n and "embed_positions" not in n}
-    assert ours["weight_bytes_per_token"] == packed + 4 * sum(t.numel() for t in kept.values())
+    assert ours["weight_bytes_per_token"] == packed + 2 * sum(t.numel() for t in kept.values())
 
 
 @pytest.mark.usefixtures("here")
