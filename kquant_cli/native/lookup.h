@@ -10,6 +10,7 @@
 #pragma once
 
 #include "blocks.h"
+#include "vectors.h"
 
 #if defined(__AVX2__) || defined(__AVX512BW__) || defined(__SSSE3__)
 #include <immintrin.h>
@@ -38,17 +39,10 @@ constexpr int ENTRIES = 16;
 typedef uint8_t Bytes __attribute__((vector_size(WIDTH)));
 typedef uint16_t Words __attribute__((vector_size(WIDTH)));
 
-// Sixteen entries, in as many vectors as the processor needs: GCC keeps larger ones in memory.
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#elif defined(__AVX__)
-constexpr int LANES = 8;
-#else
-constexpr int LANES = 4;
-#endif
+using single::Integers;
+using single::LANES;
+using Floats = single::Vector;
 constexpr int PIECES = ENTRIES / LANES;
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 
 // ---------------------------------------------------------------------------------------------------------- tables
 

@@ -9,19 +9,11 @@
 
 #include <cstring>
 
+#include "vectors.h"
+
 namespace {
 
 namespace single {
-
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#elif defined(__AVX__)
-constexpr int LANES = 8;
-#else
-constexpr int LANES = 4;
-#endif
-typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef int Integers __attribute__((vector_size(4 * LANES)));
 
 // One stage inside a vector: v[lane] + v[lane ^ STEP] below, v[lane ^ STEP] - v[lane] above.
 template <int STEP> inline __attribute__((always_inline)) Vector stage(Vector v) {
