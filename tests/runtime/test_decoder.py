@@ -153,6 +153,9 @@ def test_a_cache_may_be_cropped_copied_and_used_by_others(bundles: dict[str, Pat
         cache.crop(-3)
         found = model(ids[:, -3:], past_key_values=cache, use_cache=True).logits[0, -1]  # by the modules
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        found = model(ids[:, :1], past_key_values=cache, use_cache=True).logits[0, -1]  # which put other tensors there
+        expected = twin(torch.cat([ids, ids[:, :1]], 1)).logits[0, -1]
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def hook(model: Any) -> None:
