@@ -151,11 +151,12 @@ def test_a_cache_may_be_cropped_copied_and_used_by_others(bundles: dict[str, Pat
             found = model(ids[:, -1:], past_key_values=other, use_cache=True).logits[0, -1]
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
         cache.crop(-3)
-        found = model(ids[:, -3:], past_key_values=cache, use_cache=True).logits[0, -1]  # by the modules
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-        found = model(ids[:, :1], past_key_values=cache, use_cache=True).logits[0, -1]  # which put other tensors there
-        expected = twin(torch.cat([ids, ids[:, :1]], 1)).logits[0, -1]
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        others = torch.cat([ids[:, :-3], ids[:, 1:5]], 1)
+        expected = twin(others).logits[0]
+        found = model(others[:, -4:-1], past_key_values=cache, use_cache=True).logits[0, -1]  # by the modules
+        torch.testing.assert_close(found, expected[-2], rtol=1e-3, atol=1e-4)
+        found = model(others[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1]  # which put others there
+        torch.testing.assert_close(found, expected[-1], rtol=1e-3, atol=1e-4)
 
 
 def hook(model: Any) -> None:
