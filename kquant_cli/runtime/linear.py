@@ -79,6 +79,8 @@ class KashinLinear(nn.Module):
         On a CPU computed in float32 (float64 for float64); elsewhere sums are float32, and what goes from one step to
         the next has x's dtype.
         """
+        if self.blocks is not None and x.device.type != "cpu":
+            self._bring_codes(x.device)
         if self.ready and not torch.compiler.is_compiling() and cpu_layer.takes(x, self.bias):
             return self.input_transform.whole(x, self).view(*x.shape[:-1], self.out_features)
         scale, col_scale = self._own("weight_scale"), self._own("weight_col_scale")
@@ -195,6 +197,16 @@ class KashinLinear(nn.Module):
         if laid_out:
             self.to_blocks()  # where the codes are still on a CPU
         return self
+
+    def _bring_codes(self, device: torch.device) -> None:
+        """Have the codes where x is: what moved `weight_codes` there without asking the layer moved an empty one."""
+        self.weight_codes = nn.Parameter(self.packed_codes().to(device), requires_grad=False)
+        self.blocks, self.ready = None, False
+        self.input_transform.forget_calls()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With blocks of its own: those of a model's layers are one piece of memory, which a copy would take along."""
+        return {**self.__dict__, "blocks": None if self.blocks is None else self.blocks.clone()}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -19,6 +19,7 @@ from kquant_cli.encoded import EncodedMatrix, Frame, Layout
 from kquant_cli.packing import pack, row_bytes
 from kquant_cli.runtime import KashinLinear, blocks, cpu_layer, layer_loops
 from kquant_cli.runtime.products import Packed, backend_for, lookup, reference
+from kquant_cli.runtime.replace_layers import lay_out
 
 pytestmark = pytest.mark.skipif(layer_loops.loops() is None, reason="needs a compiler")
 LEVELS = range(2, 17)
@@ -179,6 +180,33 @@ def test_state_dicts_copies_and_moves_have_the_codes() -> None:
     assert layer.to_rows()
     assert torch.equal(layer.weight_codes, stored)
     assert not layer.to_rows()
+
+
+def test_a_layers_copy_has_blocks_of_its_own() -> None:
+    model = nn.ModuleList([KashinLinear.of(random_matrix(16)) for _ in range(3)])
+    lay_out(model)
+    whole = model[1].blocks.untyped_storage()
+    assert all(layer.blocks.untyped_storage().data_ptr() == whole.data_ptr() for layer in model)
+    twin = copy.deepcopy(model[1])
+    assert twin.blocks.untyped_storage().nbytes() == model[1].blocks.nbytes < whole.nbytes()
+    assert torch.equal(twin.encoded().codes, model[1].encoded().codes)
+
+
+def test_codes_come_to_a_device_that_the_layer_was_not_told_of() -> None:
+    """As where accelerate's `dispatch_model` has moved the parameter: then it holds nothing."""
+    layer = layer_of(16, coupled(96))
+    stored = layer.state_dict()["weight_codes"]
+    layer._bring_codes(torch.device("cpu"))
+    assert layer.blocks is None
+    assert torch.equal(layer.weight_codes, stored)
+    assert not layer.ready
+    x = torch.randn(2, 96)
+    assert off(layer(x), dense(layer, x)) < TOLERANCE[torch.float32]
+    moved = layer_of(16, coupled(96))
+    with pytest.raises((RuntimeError, NotImplementedError)):  # nothing is computed there, but the codes had to come
+        moved(torch.empty(1, 96, device="meta"))
+    assert moved.blocks is None
+    assert moved.weight_codes.is_meta
 
 
 def test_a_state_dict_is_loaded() -> None:
