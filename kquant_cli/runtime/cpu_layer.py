@@ -83,7 +83,7 @@ class CpuLayer:
         for i, (layer, codebook) in enumerate(zip(layers, codebooks, strict=True)):
             same = (j for j, other in enumerate(codebooks[: i + 1]) if torch.equal(other, codebook))
             self._matrices[i].tables = next(same, i) if layer.layout.columns == 2 else i
-        tensors = [layer.blocks for layer in layers] + [tensor for _, _, tensor, _ in self.watched]
+        tensors = [tensor for _, _, tensor, _ in self.watched]
         self._kept: list[Any] = [codebooks, [t.detach() for t in tensors if t is not None]]  # whoever else lets go
         self._layer = LayerStruct(columns=self.columns, count=len(layers))
         self._layer.matrices = ctypes.addressof(self._matrices)
@@ -150,9 +150,10 @@ class CpuLayer:
 
 
 def _watched(layer: InOneCall) -> list[tuple[Any, str, Tensor | None, int]]:
-    """Where the tensors stand that a call reads, and what and where they are; `to_blocks` and `to_rows` tell it."""
+    """Where the tensors stand that a call reads, and what and where they are."""
     names = ("weight_codebook", "weight_scale", "weight_channel_scale", "bias")
     found = [(layer._parameters, name, layer._parameters[name]) for name in names if name in layer._parameters]
+    found.append((layer.__dict__, "blocks", layer.blocks))  # new ones with every change of codes
     return [(place, name, tensor, 0 if tensor is None else tensor.data_ptr()) for place, name, tensor in found]
 
 

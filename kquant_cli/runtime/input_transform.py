@@ -121,10 +121,6 @@ class InputTransform:
         if self._kept is not None and self._kept.input is gone:
             self._drop()
 
-    def forget_calls(self) -> None:
-        """The layers' codes are elsewhere."""
-        self._calls.clear()
-
     def _drop(self) -> None:
         """Keep nothing; outputs that were computed for nobody say that these layers do not read one input."""
         if self._kept is not None and "outputs" in self._kept.values:

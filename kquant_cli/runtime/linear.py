@@ -137,14 +137,12 @@ class KashinLinear(nn.Module):
             let_go(codes.data_ptr(), codes.nbytes)  # most often a part of a mapped file, the rest of which is needed
             self.weight_codes.data = torch.zeros(1, dtype=torch.uint8).expand(self.weight_codes.shape)
             self.ready = cpu_layer.supports(self)
-            self.input_transform.forget_calls()
 
     def to_rows(self) -> bool:
         """Undo `to_blocks`; whether there was something to undo."""
         if self.blocks is None:
             return False
         self.weight_codes.data, self.blocks, self.ready = self.packed_codes(), None, False
-        self.input_transform.forget_calls()
         return True
 
     @property
@@ -202,7 +200,6 @@ class KashinLinear(nn.Module):
         """Have the codes where x is: what moved `weight_codes` there without asking the layer moved an empty one."""
         self.weight_codes = nn.Parameter(self.packed_codes().to(device), requires_grad=False)
         self.blocks, self.ready = None, False
-        self.input_transform.forget_calls()
 
     def __getstate__(self) -> dict[str, Any]:
         """With blocks of its own: those of a model's layers are one piece of memory, which a copy would take along."""

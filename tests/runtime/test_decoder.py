@@ -229,6 +229,23 @@ def test_copies_pickles_and_other_dtypes(bundles: dict[str, Path], counted: dict
     assert counted["stack"] == NEW * 6
 
 
+def test_a_state_dict_that_is_loaded_counts(bundles: dict[str, Path], counted: dict[str, int], tmp_path: Path) -> None:
+    other = bundle_of("llama", tmp_path, stats="none", seed=5)
+    model = load(bundle_of("llama", tmp_path / "same", stats="none", seed=0), dtype="float32")
+    list(decode(model, DynamicCache()))
+    before = [layer.weight_scale.data_ptr() for layer in (model.model.layers[0].mlp.up_proj,)]
+    codes = load(other, dtype="float32").state_dict()
+    mine = model.state_dict()
+    model.load_state_dict({name: codes[name].flip(0) if "codes" in name else mine[name] for name in mine})
+    assert before == [layer.weight_scale.data_ptr() for layer in (model.model.layers[0].mlp.up_proj,)]
+    found = list(decode(model, DynamicCache()))
+    assert counted["stack"] == 2 * NEW
+    with torch.inference_mode():
+        ids = tokens(PROMPT + NEW)
+        expected = model(torch.cat([ids] * 4, 1)).logits[0, PROMPT : PROMPT + NEW]  # many tokens: by decoded rows
+    torch.testing.assert_close(torch.stack(found), expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", ROUNDED)
 def test_heads(dtype: torch.dtype) -> None:
     for rows, columns, bias in ((300, 96, False), (65, 7, True), (3, 40, True)):

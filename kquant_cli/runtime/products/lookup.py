@@ -21,7 +21,8 @@ BLOCK_ROWS = 64
 
 def supports(packed: Packed, a: Tensor, split: bool) -> bool:
     """float32 on a CPU, codes in blocks."""
-    return packed.blocks is not None and a.dtype == torch.float32 and packed.group_scale is None
+    on_cpu = packed.blocks is not None and a.device.type == "cpu"
+    return on_cpu and a.dtype == torch.float32 and packed.group_scale is None
 
 
 def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[Tensor, Tensor | None]:
