@@ -1,5 +1,6 @@
 """Where a model runs and in which dtype: what `auto` means, and a sentence for what cannot be had."""
 
+from functools import cache
 from typing import Final, Literal
 
 import torch
@@ -42,3 +43,9 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     if dtype not in DTYPES:
         raise KQuantError(f"dtype {dtype!r} is not known: use auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -86,7 +86,7 @@ def settings_for(name: str, rate: float) -> dict[str, Any]:
 
 def ours(bench: Bench, name: str, rate: float, scaled: bool, seed: int = 0) -> tuple[float, float]:
     """Put kquant's decoded weights into the model; bits a weight and the mean relative squared error."""
-    config = CompressConfig(**settings_for(name, rate), seed=seed, stats="random" if scaled else "none")
+    config = CompressConfig(**settings_for(name, rate), seed=seed, calibration="random" if scaled else "none")
     plan = make_plan(bench.plan.checkpoint, config)
     out = bench.work / "bundle"
     prepared = prepare(plan, out, content_hash(plan.checkpoint), device="cpu", say=lambda text: print(text, flush=True))

@@ -82,7 +82,7 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from kquant_cli.demo import demo_model_path
 
     folder = tmp_path_factory.mktemp("demo") / "bundle"
-    settings = CompressConfig(effort="fast", stats="none")
+    settings = CompressConfig(effort="fast", calibration="none")
     pipeline.compress(make_plan(open_checkpoint(demo_model_path()), settings), folder)
     return folder
 

@@ -16,7 +16,7 @@ from kquant_cli.config import CompressConfig
 from kquant_cli.runtime.decoded_model import load_decoded
 
 QUICK: dict[str, dict[str, Any]] = {
-    "annealed": {"effort": "fast", "stats": "none"},
+    "annealed": {"effort": "fast", "calibration": "none"},
     "greedy": {"max_iter": 5, "restarts": 1, "kmeans_iter": 10},
     "kmeans": {"restarts": 1, "kmeans_iter": 10},
     "uniform": {},

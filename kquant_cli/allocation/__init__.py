@@ -7,8 +7,19 @@ plan.levels()["layers.0.fc1"]                                                   
 Mathematics on numbers alone: sensitivities are measured in calibration/, bytes and errors are told by the encoders.
 """
 
+from kquant_cli.allocation.fused import fused_groups
 from kquant_cli.allocation.knapsack import Choice, allocate
 from kquant_cli.allocation.level_counts import LEVELS, possible_levels
 from kquant_cli.allocation.plan import AllocationPlan, Allotted, Option, plan_levels
 
-__all__ = ["LEVELS", "AllocationPlan", "Allotted", "Choice", "Option", "allocate", "plan_levels", "possible_levels"]
+__all__ = [
+    "LEVELS",
+    "AllocationPlan",
+    "Allotted",
+    "Choice",
+    "Option",
+    "allocate",
+    "fused_groups",
+    "plan_levels",
+    "possible_levels",
+]

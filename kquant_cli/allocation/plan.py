@@ -90,30 +90,39 @@ def plan_levels(
     target_bits: float,
     *,
     source: str,
+    together: Sequence[Sequence[str]] = (),
 ) -> AllocationPlan:
     """The levels of least predicted loss whose stored bytes are at most `target_bits` a weight.
 
     By the matrix's name: `weights`, how many it has; `options`, what it may get, one alone where a rule fixes it;
-    `sensitivities`, loss per relative squared error. `source` says what these were measured on.
+    `sensitivities`, loss per relative squared error. `source` says what these were measured on. Those of a group of
+    `together` get the same level count, where all have the same ones to choose from.
 
     Raises
     ------
     ValueError
         Even the smallest options take more than the target.
     """
+    groups = [group for group in together if len({tuple(o.levels for o in options[name]) for name in group}) == 1]
+    grouped = {name for group in groups for name in group}
+    units = [*groups, *([name] for name in weights if name not in grouped)]
     choices = [
         Choice(
-            name,
-            count,
-            tuple(option.nbytes for option in options[name]),
-            tuple(sensitivities[name] * option.error for option in options[name]),
+            unit[0],
+            sum(weights[name] for name in unit),
+            tuple(sum(o.nbytes for o in column) for column in zip(*(options[name] for name in unit), strict=True)),
+            tuple(
+                fsum(sensitivities[name] * o.error for name, o in zip(unit, column, strict=True))
+                for column in zip(*(options[name] for name in unit), strict=True)
+            ),
         )
-        for name, count in weights.items()
+        for unit in units
     ]
     budget = int(target_bits * sum(choice.weights for choice in choices) / 8)
-    picks = allocate(choices, budget)
+    picks = {name: pick for unit, pick in zip(units, allocate(choices, budget), strict=True) for name in unit}
+    chosen = {name: options[name][picks[name]] for name in weights}
     allotted = tuple(
-        Allotted(c.name, c.weights, options[c.name][pick].levels, c.sizes[pick], sensitivities[c.name], c.losses[pick])
-        for c, pick in zip(choices, picks, strict=True)
+        Allotted(name, count, o.levels, o.nbytes, sensitivities[name], sensitivities[name] * o.error)
+        for (name, count), o in zip(weights.items(), chosen.values(), strict=True)
     )
     return AllocationPlan(target_bits, source, allotted)

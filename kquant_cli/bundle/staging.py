@@ -8,19 +8,19 @@ or that a machine that stopped left in part, is not of that SHA-256, and counts 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from torch import Tensor
 
 from kquant_cli.bundle.output_folder import open_part
-from kquant_cli.encoded import Layout, Record
+from kquant_cli.encoded import EncodedMatrix, Layout, Record
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.digests import file_sha256
 from kquant_cli.files.json_object import read_object, write_json
 from kquant_cli.files.safetensors_format import TensorInfo
-from kquant_cli.files.safetensors_reader import read_header
+from kquant_cli.files.safetensors_reader import read_header, read_tensor
 from kquant_cli.files.safetensors_writer import tensor_file
 
 
@@ -37,6 +37,12 @@ class Staged:
     def nbytes(self) -> int:
         """Bytes of its tensors; 0 where it stays dense."""
         return sum(info.nbytes for info in self.tensors.values())
+
+    def encoded(self) -> EncodedMatrix:
+        """The matrix; not for one whose channel scale another stores, or that stays dense."""
+        assert self.layout is not None
+        tensors = {suffix: read_tensor(info) for suffix, info in self.tensors.items()}
+        return replace(EncodedMatrix.from_tensors(self.layout, tensors), record=self.record)
 
 
 class Staging:

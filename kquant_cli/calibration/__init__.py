@@ -24,10 +24,13 @@ from kquant_cli.calibration.collect_moments import collect
 from kquant_cli.calibration.early_import import import_early
 from kquant_cli.calibration.moments import InputGroup, InputStatistics
 from kquant_cli.calibration.moments_cache import load_or_collect, statistics_path
-from kquant_cli.calibration.text_source import describe_source
+from kquant_cli.calibration.text_source import DATA_FREE, OWN, RANDOM, describe_source, is_causal, text_digest
 from kquant_cli.calibration.unavailable import StatisticsUnavailable
 
 __all__ = [
+    "DATA_FREE",
+    "OWN",
+    "RANDOM",
     "InputGroup",
     "InputStatistics",
     "Scale",
@@ -37,9 +40,11 @@ __all__ = [
     "column_energy",
     "describe_source",
     "import_early",
+    "is_causal",
     "load_or_collect",
     "predicted_loss",
     "searched_scale",
     "statistics_path",
+    "text_digest",
     "white_error_scale",
 ]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 import transformers
 
-from kquant_cli.calibration.replay import block_of
 from kquant_cli.checkpoint import Checkpoint, Matrix
+from kquant_cli.hf.block_names import block_of
 from kquant_cli.hf.parameter_names import parameter_lookup
 
 

@@ -14,14 +14,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from kquant_cli.hf.blocks import numbered_blocks
 from kquant_cli.hf.failures import FAILURES
-
-
-def block_of(parameter: str) -> str | None:
-    """The block of a parameter or module, up to the first number of its name; None where there is none."""
-    parts = parameter.split(".")
-    number = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    return None if number is None else ".".join(parts[: number + 1])
 
 
 class Replay:
@@ -29,7 +23,7 @@ class Replay:
 
     def __init__(self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
         self._model, self._inputs = model, inputs
-        self._blocks = {name: module for name, module in model.named_modules() if name and block_of(name) == name}
+        self._blocks = dict(numbered_blocks(model))
         self._outputs: dict[str, Any] = {}
         self._once = True
         handles = [

@@ -87,7 +87,7 @@ def measure_sensitivity(
                 found[matrix.name] = value
             progress(matrix.name, done, len(matrices))
         zero = {name for name in found if (where := views[name]) is not None and not where.view.any()}
-    return _filled([matrix.name for matrix in matrices], found, zero, say)
+    return filled([matrix.name for matrix in matrices], found, zero, say)
 
 
 class _Part:
@@ -134,7 +134,7 @@ def perturbed(weight: torch.Tensor, error: torch.Tensor) -> Iterator[None]:
         weight.copy_(own)
 
 
-def _filled(
+def filled(
     names: Sequence[str], found: Mapping[str, float], zero: Collection[str], say: Callable[[str], None]
 ) -> dict[str, float]:
     """`found` with the others' geometric mean where nothing was found, and next to nothing for `zero` matrices."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from torch import Tensor
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.tensor_bytes import tensor_bytes
 
 RANDOM: Final = "random"
+DATA_FREE: Final = "data-free"  # random tokens, as sensitivities call them
+OWN: Final = "own"  # text that the model itself writes
+CAUSAL: Final = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True)
@@ -49,3 +56,15 @@ def open_source(stats: str, word: str = RANDOM) -> Source:
 def describe_source(stats: str, word: str = RANDOM) -> str:
     """What the numbers depend on: "random", or the name and the SHA-256 of the text; KQuantError as `open_source`."""
     return open_source(stats, word).description
+
+
+def is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a causal language model, which can write."""
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    return isinstance(first, str) and first.endswith(CAUSAL) and not config.get("is_encoder_decoder")
+
+
+def text_digest(ids: Tensor) -> str:
+    """SHA-256 of token ids as int32."""
+    return sha256(tensor_bytes(ids.int())).hexdigest()

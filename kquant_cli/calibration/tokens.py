@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kquant_cli.calibration.text_source import RANDOM, Source, open_source
+from kquant_cli.calibration.text_source import DATA_FREE, RANDOM, Source, open_source
 from kquant_cli.checkpoint import Checkpoint
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.failures import FAILURES
@@ -24,7 +24,6 @@ from kquant_cli.hf.tokens import random_ids, read_tokenizer, text_ids, vocabular
 if TYPE_CHECKING:
     from kquant_cli.hf.loading import LoadedModel
 
-DATA_FREE: Final = "data-free"
 LONGEST_WINDOW: Final = 512
 SHORT: Final = 32  # tokens of a sequence where the model classifies sequences
 SPARE: Final = 2  # positions that RoBERTa and its kin count in their maximum, but cannot use

@@ -42,7 +42,7 @@ def compress(
 
     Example: kquant compress facebook/opt-1.3b --bits 3.25 --effort best -o bundles/opt
 
-    The paper's encoder: kquant compress facebook/opt-1.3b --encoder greedy --stats none --basis butterfly
+    The paper's encoder: kquant compress facebook/opt-1.3b --encoder greedy --calibration none --basis butterfly
     """
     from kquant_cli.bundle import open_bundle
     from kquant_cli.checkpoint import open_checkpoint

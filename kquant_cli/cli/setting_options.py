@@ -82,6 +82,8 @@ def _flag_type(setting: Setting) -> Any:
     kinds = {get_origin(part) or part for part in (get_args(annotation) or (annotation,))}
     if annotation == tuple[str, ...] or get_origin(annotation) is tuple:
         return list[str]
+    if bool in kinds:
+        return bool
     return float if float in kinds else int if int in kinds else str
 
 

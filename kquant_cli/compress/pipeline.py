@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
 from kquant_cli.calibration import import_early, statistics_path
 from kquant_cli.checkpoint import Checkpoint, content_hash
+from kquant_cli.compress.efforts import tuning_budget
 from kquant_cli.compress.plan import Job, Plan, describe_texts
 from kquant_cli.compress.preparation import Prepared, Stage, prepare
 from kquant_cli.compress.weights import read_weight
@@ -39,6 +40,9 @@ from kquant_cli.files.json_object import write_json
 from kquant_cli.native import loops
 from kquant_cli.overlap import Behind, ahead
 from kquant_cli.process_memory import resident_set, return_freed_memory
+
+if TYPE_CHECKING:
+    from kquant_cli.tuning.tune import Tuned
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def compress(
     check_output(out, plan.checkpoint.path)
     began = time.perf_counter()
     with writing(out, 2 * plan.estimated_bytes):
-        measured = plan.config.stats != "none" and not statistics_path(out).exists()
+        measured = plan.config.calibration != "none" and not statistics_path(out).exists()
         with import_early(measured and (overwrite or is_free(out))):
             identity, versions = _identity(plan), _versions(device)
         if not overwrite and not is_free(out) and _is_same(out, identity["fingerprint"]):
@@ -86,9 +90,14 @@ def compress(
             say(prepared.allocation.sentence())
         for caution in _cautions(plan, device):
             say(caution)
+        notes = _calibrate(prepared, staging, device, progress)
         staged = _encode_all(plan, prepared.scales, staging, device, progress)
+        tuned = _tune(prepared, staged, staging, device, stage)
         folder = fresh(staging.folder)
-        _write(prepared, folder, staged, identity | {"versions": versions})
+        for note in (*notes, *(tuned.notes if tuned else ())):
+            say(f"note: {note}")
+        plan = replace(plan, notes=(*plan.notes, *notes, *(tuned.notes if tuned else ())))
+        _write(replace(prepared, plan=plan), folder, staged, tuned, identity | {"versions": versions})
         run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": resident_set("peak")}
         write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
         put_in_place(staging.folder, out)
@@ -139,6 +148,43 @@ def _is_same(out: Path, fingerprint: str) -> bool:
     return True
 
 
+def _calibrate(
+    prepared: Prepared, staging: Staging, device: torch.device | str, progress: Callable[[Progress], None]
+) -> tuple[str, ...]:
+    """Encode what is calibrated on text; sentences on what cannot be, and is left to `_encode_all`."""
+    if prepared.moments is None:
+        return ()
+    from kquant_cli.compress.calibrated import encode_calibrated  # noqa: PLC0415 - imports transformers
+
+    def done(job: Job, staged: Staged, seconds: float) -> None:
+        progress(Progress(job, staged.record, False, seconds))
+
+    notes = encode_calibrated(prepared.plan, prepared.moments, staging, torch.device(device), done)
+    prepared.moments.release()
+    return_freed_memory()
+    return notes
+
+
+def _tune(
+    prepared: Prepared, staged: Mapping[str, Staged], staging: Staging, device: torch.device | str, stage: Stage
+) -> Tuned | None:
+    """Tune what was calibrated on text, if the settings ask for it."""
+    budget = tuning_budget(prepared.plan.config, torch.device(device).type)
+    if prepared.session is None or budget is None:
+        return None
+    from kquant_cli.compress.calibrated import tune  # noqa: PLC0415 - imports transformers
+
+    by_name = {one.name: one for one in staged.values()}
+    return tune(
+        prepared.plan,
+        prepared.session,
+        by_name,
+        staging,
+        budget,
+        lambda done, total: stage("tuning of scales and norms", done, total),
+    )
+
+
 def _encode_all(
     plan: Plan,
     scales: Mapping[str, Tensor],
@@ -162,7 +208,8 @@ def _encode_all(
                 return_freed_memory()
             else:
                 record = done.record
-            progress(Progress(job, record, done is not None, time.perf_counter() - start))
+            if done is None or not job.calibrated:
+                progress(Progress(job, record, done is not None, time.perf_counter() - start))
     return finished | {tensor: future.result() for tensor, future in saved.items()}
 
 
@@ -193,11 +240,14 @@ def _encode(
     return replace(encoded, layout=layout, record=record), record
 
 
-def _write(prepared: Prepared, folder: Path, staged: dict[str, Staged], identity: dict[str, Any]) -> None:
+def _write(
+    prepared: Prepared, folder: Path, staged: dict[str, Staged], tuned: Tuned | None, identity: dict[str, Any]
+) -> None:
     """Everything of the bundle but run.json, into an empty folder."""
     plan, checkpoint = prepared.plan, prepared.plan.checkpoint
     allocation = {"allocation": prepared.allocation.to_dict()} if prepared.allocation else {}
-    written = write_weights(folder, _entries(checkpoint, staged))
+    tuning = {"tuning": tuned.to_dict()} if tuned else {}
+    written = write_weights(folder, _entries(checkpoint, staged, tuned))
     write_json(folder / CONFIG, bundle_config(checkpoint.config, staged.values()))
     copy_files(checkpoint.path, checkpoint.other_files, folder)
     manifest = {
@@ -206,6 +256,7 @@ def _write(prepared: Prepared, folder: Path, staged: dict[str, Staged], identity
         "notes": list(plan.notes),
         "statistics": prepared.statistics,
         **allocation,
+        **tuning,
         "tied": dict(checkpoint.tied),
         "totals": {
             "parameters": plan.parameters,
@@ -224,10 +275,14 @@ def _write(prepared: Prepared, folder: Path, staged: dict[str, Staged], identity
     write_json(folder / MANIFEST, manifest)
 
 
-def _entries(checkpoint: Checkpoint, staged: dict[str, Staged]) -> Iterator[Entry]:
-    """The bundle's tensors in the source's order."""
+def _entries(checkpoint: Checkpoint, staged: dict[str, Staged], tuned: Tuned | None) -> Iterator[Entry]:
+    """The bundle's tensors in the source's order, with what was tuned in place of what was not."""
+    changed = tuned.tensors() if tuned else {}
     for name, info in checkpoint.tensors.items():
         if name in staged and staged[name].layout is not None:
-            yield from staged_entries(staged[name])
+            found = staged_entries(staged[name])
         else:
-            yield Entry(name, info.dtype, tuple(info.shape), lambda name=name: checkpoint.read(name))  # type: ignore[misc]
+            found = [Entry(name, info.dtype, tuple(info.shape), lambda name=name: checkpoint.read(name))]  # type: ignore[misc]
+        for entry in found:
+            value = changed.get(entry.name)
+            yield entry if value is None else replace(entry, read=lambda v=value, d=entry.dtype: v.to(d))  # type: ignore[misc]

@@ -8,14 +8,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kquant_cli.bundle.writer import RESERVED
-from kquant_cli.calibration import describe_source
+from kquant_cli.calibration import OWN, describe_source, is_causal
 from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
 from kquant_cli.config import CompressConfig, EncoderConfig, settings_of_matrix
 from kquant_cli.encoders import check_bases, encoded_bytes
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.block_names import block_of
 
 CHANNEL_SCALE_BYTES = 2  # of an entry: float16
-WORDS = {"stats": ("random", "none"), "sensitivity": ("data-free",)}  # what is no file
+WORDS = ("auto", "own", "random", "none")  # of `calibration`, what is no file
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Job:
     matrix: Matrix
     config: EncoderConfig
     scale_owner: str | None = None  # the matrix that stores the channel scale which this one is encoded with
+    calibrated: bool = False  # whether it is to be encoded in the metric of a calibration on text
 
     @property
     def nbytes(self) -> int:
@@ -32,12 +34,12 @@ class Job:
         own = CHANNEL_SCALE_BYTES * self.matrix.shape[1] if self.scale_owner == self.matrix.name else 0
         if self.config.is_average:
             return math.ceil(self.config.bits * self.weights / 8)
-        return encoded_bytes(self.matrix.shape, self.config) + own
+        return encoded_bytes(self.matrix.shape, self.config, in_metric=self.calibrated) + own
 
     @property
-    def kind(self) -> tuple[tuple[int, int], EncoderConfig, bool]:
+    def kind(self) -> tuple[tuple[int, int], EncoderConfig, bool, bool]:
         """What its bytes depend on: matrices alike in this take the same."""
-        return self.matrix.shape, self.config, self.scale_owner == self.matrix.name
+        return self.matrix.shape, self.config, self.scale_owner == self.matrix.name, self.calibrated
 
     @property
     def weights(self) -> int:
@@ -79,9 +81,9 @@ class Plan:
     @property
     def unknown_bytes(self) -> int:
         """Bytes that channel scales may take beside, at most: which inputs are shared is known once they are seen."""
-        if self.scales_known or self.config.stats == "none":
+        if self.scales_known or self.config.calibration == "none":
             return 0
-        return sum(CHANNEL_SCALE_BYTES * job.matrix.shape[1] for job in self.jobs)
+        return sum(CHANNEL_SCALE_BYTES * job.matrix.shape[1] for job in self.jobs if not job.calibrated)
 
 
 def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
@@ -100,19 +102,37 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
                 f"layers: the pattern {rule.match!r} fits no matrix to be encoded; expected one for names such as "
                 f"{selection.matrices[0].name!r}"
             )
-    jobs = tuple(Job(matrix, settings_of_matrix(config, matrix.name)) for matrix in selection.matrices)
+    jobs = tuple(_job(matrix, config, checkpoint) for matrix in selection.matrices)
     for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
         check_bases(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
     describe_texts(config)
+    require_writer(checkpoint, config)
     taken = [str(name) for name in checkpoint.other_files if name.as_posix() in RESERVED]
     lost = (f"the source's {', '.join(taken)} is not copied: a bundle has its own",) if taken else ()
     return Plan(checkpoint, config, jobs, selection.notes + lost)
 
 
+def _job(matrix: Matrix, config: CompressConfig, checkpoint: Checkpoint) -> Job:
+    settings = settings_of_matrix(config, matrix.name)
+    on_text = config.calibration not in ("random", "none") and is_causal(checkpoint.config)
+    levels = 2 if settings.is_average else settings.level_count
+    takes = settings.chosen.layout_in_metric(matrix.shape, levels, settings.settings) is not None
+    return Job(matrix, settings, calibrated=on_text and takes and block_of(matrix.name) is not None)
+
+
+def require_writer(checkpoint: Checkpoint, config: CompressConfig) -> None:
+    """KQuantError where the model is to write its own text, and is none that can."""
+    if config.calibration == OWN and not is_causal(checkpoint.config):
+        raise KQuantError(
+            f"{checkpoint.name}: `calibration` is own, but this is no causal language model, which could write text; "
+            f"give --calibration random, none, or leave it out"
+        )
+
+
 def describe_texts(config: CompressConfig) -> dict[str, str]:
-    """The texts that the settings name, by the setting: name and SHA-256; KQuantError when one cannot be used."""
-    named = {key: str(getattr(config, key)) for key in WORDS}
-    return {key: describe_source(name, WORDS[key][0]) for key, name in named.items() if name not in WORDS[key]}
+    """The text that the settings name: name and SHA-256; KQuantError when it cannot be used."""
+    named = config.calibration
+    return {} if named in WORDS else {"calibration": describe_source(named)}
 
 
 def default_output(checkpoint: Checkpoint, config: CompressConfig) -> Path:

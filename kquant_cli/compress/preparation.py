@@ -1,9 +1,10 @@
-"""What a run finds out of the model before it encodes: channel scales, and levels where the bits are an average.
+"""What a run finds out of the model before it encodes: its text and moments, or channel scales; levels of an average.
 
-For both the model runs on random tokens or on a text (calibration/): once for the scales, a few times for the
-sensitivities that the levels follow from. What is measured is kept in small files beside the bundle
-(`<name>.stats.safetensors`, `<name>.sensitivity.json`), so that a run that goes on, or another at other bits to the
-same name, need not measure it again.
+Matrices that are calibrated on text need the model in memory (calibration/session.py). For the others it runs on random
+tokens, a module at a time: once for channel scales, a few times for the sensitivities that levels follow from. What is
+measured is kept in small files beside the bundle (`<name>.text.safetensors`, `<name>.stats.safetensors`,
+`<name>.sensitivity.json`), so that a run that goes on, or another at other bits to the same name, need not measure it
+again.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from hashlib import sha256
 from itertools import islice
 from math import log2
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kquant_cli.allocation import AllocationPlan, Option, plan_levels, possible_levels
+from kquant_cli.allocation import AllocationPlan, Option, fused_groups, plan_levels, possible_levels
 from kquant_cli.calibration import (
+    DATA_FREE,
+    OWN,
+    RANDOM,
     InputGroup,
     Scale,
     StatisticsUnavailable,
@@ -28,15 +32,21 @@ from kquant_cli.calibration import (
     load_or_collect,
     searched_scale,
     statistics_path,
+    text_digest,
     white_error_scale,
 )
-from kquant_cli.compress.plan import Job, Plan
+from kquant_cli.compress.efforts import calibration_tokens
+from kquant_cli.compress.plan import WORDS, Job, Plan
 from kquant_cli.compress.weights import read_weight
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.quiet import quiet
 from kquant_cli.overlap import ahead
+
+if TYPE_CHECKING:
+    from kquant_cli.calibration.gradient_moments import GradientMoments
+    from kquant_cli.calibration.session import Session
 
 SAMPLED_ROWS = 64  # of each matrix that other encoders try a channel scale on
 
@@ -51,14 +61,18 @@ class Prepared:
     scales: Mapping[str, Tensor]  # the channel scale (in_features,) by the matrix's name
     statistics: dict[str, Any]  # for the manifest
     allocation: AllocationPlan | None
+    session: Session | None = None  # the model in memory, where matrices are to be calibrated on text,
+    moments: GradientMoments | None = None  # and what its forward pass kept
 
     def digest(self) -> str:
         """A hash of all that matrices are encoded with beside the settings: channel scales, and levels allotted."""
         digest = sha256()
         for job in self.plan.jobs:
-            digest.update(f"{job.matrix.name} {job.config.level_count} {job.scale_owner}\n".encode())
+            digest.update(f"{job.matrix.name} {job.config.level_count} {job.scale_owner} {job.calibrated}\n".encode())
             if (scale := self.scales.get(job.matrix.name)) is not None:
                 digest.update(scale.cpu().numpy().tobytes())
+        if self.session is not None:
+            digest.update(text_digest(self.session.ids).encode())
         return digest.hexdigest()
 
 
@@ -78,10 +92,14 @@ def prepare(
     KQuantError
         A text cannot be used, the model cannot be run for sensitivities, or the average of bits is too small.
     """
+    where = torch.device(device)
+    plan, session, moments = _with_session(plan, out, content, where, stage, say)
     plan, scales, facts = _with_scales(plan, out, content, device, stage, say)
+    if session is not None:
+        facts |= session.facts
     if not any(job.config.is_average for job in plan.jobs):
-        return Prepared(plan, scales, facts, None)
-    allocation = _allocate(plan, scales, out, content, device, stage, say)
+        return Prepared(plan, scales, facts, None, session, moments)
+    allocation = _allocate(plan, scales, session, moments, out, content, device, stage, say)
     levels = allocation.levels()
     jobs = (
         replace(job, config=job.config.model_copy(update={"levels": levels[job.matrix.name]}))
@@ -89,7 +107,45 @@ def prepare(
         else job
         for job in plan.jobs
     )
-    return Prepared(replace(plan, jobs=tuple(jobs)), scales, facts, allocation)
+    return Prepared(replace(plan, jobs=tuple(jobs)), scales, facts, allocation, session, moments)
+
+
+def _with_session(
+    plan: Plan,
+    out: Path,
+    content: str,
+    device: torch.device,
+    stage: Stage,
+    say: Callable[[str], None],
+) -> tuple[Plan, Session | None, GradientMoments | None]:
+    """The model in memory with its text, after the forward pass; without them, no job is calibrated any more."""
+    if not any(job.calibrated for job in plan.jobs):
+        return plan, None, None
+    from kquant_cli.calibration.gradient_moments import GradientMoments  # noqa: PLC0415 - imports transformers
+    from kquant_cli.calibration.session import open_session, text_path  # noqa: PLC0415
+
+    config = plan.config
+    try:
+        session = open_session(
+            plan.checkpoint,
+            OWN if config.calibration == "auto" else config.calibration,
+            calibration_tokens(config, max(job.matrix.shape[1] for job in plan.jobs if job.calibrated)),
+            seed=config.seed,
+            device=device,
+            file=text_path(out),
+            fingerprint=content,
+            progress=lambda done, total: stage("the model writes its text", done, total),
+        )
+        moments = GradientMoments(session.model, session.ids, device)
+        moments.forward(lambda done, total: stage("forward pass on the text", done, total))
+    except StatisticsUnavailable as reason:
+        if config.calibration != "auto":
+            raise KQuantError(f"{reason}; give --calibration random or none") from reason
+        note = f"no calibration on the model's own text, which costs quality: {reason}"
+        say(f"warning: {note}")
+        jobs = tuple(replace(job, calibrated=False) for job in plan.jobs)
+        return replace(plan, jobs=jobs, notes=(*plan.notes, note)), None, None
+    return plan, session, moments
 
 
 def _with_scales(
@@ -97,14 +153,15 @@ def _with_scales(
 ) -> tuple[Plan, dict[str, Tensor], dict[str, Any]]:
     """The jobs with the modules that keep their channel scales, the scales, and what the manifest says of them."""
     config, jobs = plan.config, {job.matrix.name: job for job in plan.jobs}
+    names = [name for name, job in jobs.items() if not job.calibrated]
     plan = replace(plan, scales_known=True)
-    if config.stats == "none":
+    if config.calibration == "none" or not names:
         return plan, {}, {"source": "none"}
     try:
         statistics = load_or_collect(
             plan.checkpoint,
-            list(jobs),
-            config.stats,
+            names,
+            RANDOM if config.calibration in WORDS else config.calibration,
             seed=config.seed,
             device=device,
             file=statistics_path(out),
@@ -168,6 +225,8 @@ def _group_scale(
 def _allocate(
     plan: Plan,
     scales: Mapping[str, Tensor],
+    session: Session | None,
+    moments: GradientMoments | None,
     out: Path,
     content: str,
     device: torch.device | str,
@@ -175,6 +234,45 @@ def _allocate(
     say: Callable[[str], None],
 ) -> AllocationPlan:
     """The level counts of all matrices within the average; those of a rule with bits or levels of its own stay."""
+    if session is not None and moments is not None and all(job.calibrated for job in plan.jobs):
+        values, source = _sensitivities(plan, session, moments, stage, say), session.source
+    else:
+        values, source = _measured(plan, scales, out, content, device, stage, say)
+    weights = {job.matrix.name: job.weights for job in plan.jobs}
+    fused = fused_groups(weights) if plan.config.equal_fused else ()
+    try:
+        return plan_levels(weights, _options(plan.jobs), values, float(plan.config.bits), source=source, together=fused)
+    except ValueError as error:
+        raise KQuantError(
+            f"`bits` is {plan.config.bits}, less than the fewest levels take with their codebooks and scales (rules "
+            f"for layers are kept); give more"
+        ) from error
+
+
+def _sensitivities(
+    plan: Plan, session: Session, moments: GradientMoments, stage: Stage, say: Callable[[str], None]
+) -> dict[str, float]:
+    """Those of the calibration's gradients; a matrix that these do not know gets the others' mean."""
+    from kquant_cli.calibration.sensitivity import filled  # noqa: PLC0415 - imports transformers
+    from kquant_cli.compress.calibrated import sensitivities  # noqa: PLC0415
+
+    def told(done: int, total: int) -> None:
+        stage("sensitivities of the layers", done, total)
+
+    found = sensitivities(plan, moments, session.ids.numel(), session.device, told)
+    return filled([job.matrix.name for job in plan.jobs], found, set(), lambda note: say(f"note: {note}"))
+
+
+def _measured(
+    plan: Plan,
+    scales: Mapping[str, Tensor],
+    out: Path,
+    content: str,
+    device: torch.device | str,
+    stage: Stage,
+    say: Callable[[str], None],
+) -> tuple[dict[str, float], str]:
+    """Sensitivities of forward passes with noise in one matrix, and what they were measured on."""
     from kquant_cli.calibration.sensitivity_cache import load_or_measure  # noqa: PLC0415 - imports transformers
 
     config = plan.config
@@ -184,11 +282,12 @@ def _allocate(
         digest.update(f"\n{matrix.name}\n".encode())
         if matrix.name in scales:
             digest.update(scales[matrix.name].cpu().numpy().tobytes())
+    source = DATA_FREE if config.calibration in WORDS else config.calibration
     with quiet():
         sensitivities = load_or_measure(
             plan.checkpoint,
             matrices,
-            config.sensitivity,
+            source,
             file=out.with_name(out.name + ".sensitivity.json"),
             fingerprint=digest.hexdigest(),
             seed=config.seed,
@@ -197,14 +296,7 @@ def _allocate(
             progress=lambda _name, done, total: stage("sensitivities of the layers", done, total),
             say=lambda note: say(f"note: {note}"),
         )
-    weights = {job.matrix.name: job.weights for job in plan.jobs}
-    try:
-        return plan_levels(weights, _options(plan.jobs), sensitivities, float(config.bits), source=config.sensitivity)
-    except ValueError as error:
-        raise KQuantError(
-            f"`bits` is {config.bits}, less than the fewest levels take with their codebooks and scales (rules for "
-            f"layers are kept); give more"
-        ) from error
+    return sensitivities, source
 
 
 def _options(jobs: Sequence[Job]) -> dict[str, list[Option]]:

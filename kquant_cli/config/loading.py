@@ -55,11 +55,13 @@ def _check_read(config: CompressConfig, flags: Mapping[str, Any]) -> None:
                 f"command line: `{flag}` is not used by the encoder {' or '.join(sorted(encoders))}; leave it out, "
                 f"or choose --encoder {' or '.join(readers)}"
             )
-    if "sensitivity" in flags and not any(c.is_average for c in settings):
+    if "equal_fused" in flags and not any(c.is_average for c in settings):
         raise KQuantError(
-            "command line: `sensitivity` is not used where every matrix has the same bits; leave it out, or give "
+            "command line: `equal_fused` is not used where every matrix has the same bits; leave it out, or give "
             "--bits an average such as 3.25"
         )
+    if "tune_steps" in flags and "tune_minutes" in flags:
+        raise KQuantError("command line: `tune_steps` and `tune_minutes` are both given; expected one of the two")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -143,11 +143,20 @@ class CompressConfig(EncoderConfig):
 
     include: Patterns = Field((), description="patterns of further matrices to encode, such as lm_head.weight")
     exclude: Patterns = Field((), description="patterns of matrices that stay dense")
-    stats: str = Field(
-        "random", description="inputs that channel scales are measured on: random (tokens), a text file, or none"
+    calibration: str = Field(
+        "auto",
+        description="what the model is measured on: own (text that it writes itself), random (tokens: channel scales "
+        "alone), a text file, or none; auto: own for causal language models, else random",
     )
-    sensitivity: str = Field(
-        "data-free", description="tokens that an average of bits is spread by: data-free (random) or a text file"
+    calibration_tokens: int | None = Field(
+        None, ge=4, description="tokens of a calibration on text; by default as many as the effort asks for"
+    )
+    tune_minutes: float | None = Field(
+        None, ge=0, description="how long scales and norms are tuned after a calibration on text; 0: not at all"
+    )
+    tune_steps: int | None = Field(None, ge=0, description="steps of the tuning, in place of minutes")
+    equal_fused: bool = Field(
+        True, description="with an average of bits, one level count for q, k, v, and one for gate, up, of a block"
     )
     on_no_convergence: str = Field(
         "encode", description="a matrix that has not converged: encode it, keep it dense, or ENCODER[:BITS]"
@@ -155,6 +164,12 @@ class CompressConfig(EncoderConfig):
     layers: Annotated[tuple[LayerRule, ...], AsTuple] = Field(
         (), description="rules of {match: PATTERN, key: value, ...}; of several that fit, later ones win"
     )
+
+    @property
+    def effort(self) -> str:
+        """The effort of the encoders that have one, which calibration and tuning follow."""
+        effort: str = self.options.effort
+        return effort
 
     def base(self) -> EncoderConfig:
         """The encoder's settings alone."""

@@ -3,8 +3,9 @@
 `encoder` says what an encoder is, one file or folder has each of them, and `registry` lists them; `encode` runs one.
 """
 
-from kquant_cli.encoders.encode import check_bases, encode, encoded_bytes
+from kquant_cli.encoders.encode import check_bases, encode, encode_in_metric, encoded_bytes, unit_losses
 from kquant_cli.encoders.encoder import Encoder, EncoderSettings
+from kquant_cli.encoders.metric import Metric
 from kquant_cli.encoders.registry import DEFAULT, ENCODERS, own_settings, settings_of_all
 
 __all__ = [
@@ -12,9 +13,12 @@ __all__ = [
     "ENCODERS",
     "Encoder",
     "EncoderSettings",
+    "Metric",
     "check_bases",
     "encode",
+    "encode_in_metric",
     "encoded_bytes",
     "own_settings",
     "settings_of_all",
+    "unit_losses",
 ]

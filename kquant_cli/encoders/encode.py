@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import torch
 from kquant_cli.bases import basis_for
 from kquant_cli.encoded import SIDES, EncodedMatrix
 from kquant_cli.encoders.encoder import Encoder, EncoderSettings
+from kquant_cli.encoders.metric import Metric
 
 
 class Choice(Protocol):
@@ -37,9 +39,14 @@ def check_bases(shape: tuple[int, int], choice: Choice) -> None:
             basis_for(spec)
 
 
-def encoded_bytes(shape: tuple[int, int], choice: Choice) -> int:
-    """Bytes that a matrix (out_features, in_features) takes when it is encoded so, but for a channel scale."""
-    layout = choice.chosen.layout(shape, choice.level_count, choice.settings)
+def encoded_bytes(shape: tuple[int, int], choice: Choice, *, in_metric: bool = False) -> int:
+    """Bytes that a matrix (out_features, in_features) takes when it is encoded so, but for a channel scale.
+
+    `in_metric`: encoded in a metric, which the encoder must take.
+    """
+    arguments = (shape, choice.level_count, choice.settings)
+    layout = choice.chosen.layout_in_metric(*arguments) if in_metric else choice.chosen.layout(*arguments)
+    assert layout is not None
     scale = choice.chosen.scale_dtype
     dtypes = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # a constant codebook is not stored
     return sum(math.prod(size) * dtypes.get(name, scale).itemsize for name, size in layout.tensor_shapes().items())
@@ -58,28 +65,46 @@ def encode(weight: torch.Tensor, choice: Choice, channel_scale: torch.Tensor | N
     KQuantError
         The basis cannot have a size of the matrix.
     """
+    compute = _checked(weight)
+    if channel_scale is None:
+        return _with_errors(weight, compute, choice.chosen.encode(compute, choice.level_count, choice.settings))
+    channel_scale = channel_scale.to(weight.device)
+    encoded = choice.chosen.encode(compute * channel_scale.to(compute.dtype), choice.level_count, choice.settings)
+    layout = replace(encoded.layout, channel_scale=True)
+    return _with_errors(weight, compute, replace(encoded, layout=layout, channel_scale=channel_scale))
+
+
+def encode_in_metric(weights: Sequence[torch.Tensor], metrics: Sequence[Metric], choice: Choice) -> list[EncodedMatrix]:
+    """Encode `weights`, of one shape, as `encode` does one, but each in its metric; records have that loss, too."""
+    computed = [_checked(weight) for weight in weights]
+    encoded = choice.chosen.encode_in_metric(computed, metrics, choice.level_count, choice.settings)
+    return [_with_errors(*one) for one in zip(weights, computed, encoded, metrics, strict=True)]
+
+
+def unit_losses(weights: Sequence[torch.Tensor], metrics: Sequence[Metric], choice: Choice) -> list[float]:
+    """The loss in its metric of each of `weights`, of one shape, by relative squared error that the encoding leaves."""
+    return choice.chosen.unit_losses([_checked(weight) for weight in weights], metrics, choice.settings)
+
+
+def _checked(weight: torch.Tensor) -> torch.Tensor:
+    """The weight in the dtype of the arithmetic."""
     if weight.ndim != 2 or weight.numel() == 0:
         raise ValueError(f"expected a matrix with entries, found shape {tuple(weight.shape)}")
     if not torch.isfinite(weight).all():
         raise ValueError("the weight has entries that are not finite")
-    source = str(weight.dtype).removeprefix("torch.")
-    weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    if channel_scale is None:
-        encoded = choice.chosen.encode(weight, choice.level_count, choice.settings)
-    else:
-        channel_scale = channel_scale.to(weight.device)
-        scaled = weight * channel_scale.to(weight.dtype)
-        encoded = choice.chosen.encode(scaled, choice.level_count, choice.settings)
-        encoded = replace(encoded, channel_scale=channel_scale)
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _with_errors(
+    weight: torch.Tensor, computed: torch.Tensor, encoded: EncodedMatrix, metric: Metric | None = None
+) -> EncodedMatrix:
+    """The matrix with its errors and the source's dtype."""
     assert encoded.record is not None
-    record = replace(encoded.record, relative_error=_relative_error(weight, encoded))
-    layout = replace(encoded.layout, dtype=source, channel_scale=channel_scale is not None)
-    return replace(encoded, layout=layout, record=record)
-
-
-def _relative_error(weight: torch.Tensor, encoded: EncodedMatrix) -> float:
-    norm = _norm(weight)
-    return _norm(encoded.decode(weight.dtype).sub_(weight)) / norm if norm else 0.0
+    error, norm = encoded.decode(computed.dtype).sub_(computed), _norm(computed)
+    relative = _norm(error) / norm if norm else 0.0
+    loss = None if metric is None else metric.loss(error.float(), computed.float())
+    layout = replace(encoded.layout, dtype=str(weight.dtype).removeprefix("torch."))
+    return replace(encoded, layout=layout, record=replace(encoded.record, relative_error=relative, metric_loss=loss))
 
 
 def _norm(matrix: torch.Tensor) -> float:

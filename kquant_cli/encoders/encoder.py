@@ -7,11 +7,13 @@ run, channel scales and allocation then know it (docs/architecture.md has a work
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 
 from kquant_cli.encoded import EncodedMatrix, Layout
+from kquant_cli.encoders.metric import Metric
 from kquant_cli.setting_types import Seed, Settings
 
 
@@ -51,6 +53,23 @@ class Encoder(ABC, Generic[Own]):
 
         But for the exponent of a constant codebook, which is known only then.
         """
+
+    def layout_in_metric(self, shape: tuple[int, int], levels: int, settings: Own) -> Layout | None:
+        """The layout of a matrix that is encoded in a metric; None where this encoder, so set, takes none."""
+        return None
+
+    def encode_in_metric(
+        self, weights: Sequence[torch.Tensor], metrics: Sequence[Metric], levels: int, settings: Own
+    ) -> list[EncodedMatrix]:
+        """Encode finite weights, all (out_features, in_features), each so that its metric's loss is small.
+
+        For encoders with a `layout_in_metric`, which the results have but for the exponent.
+        """
+        raise NotImplementedError(f"{self.name} takes no metric")
+
+    def unit_losses(self, weights: Sequence[torch.Tensor], metrics: Sequence[Metric], settings: Own) -> list[float]:
+        """Of each weight the loss in its metric for an `expected_error` of 1, before it is encoded."""
+        raise NotImplementedError(f"{self.name} takes no metric")
 
     @abstractmethod
     def expected_error(self, levels: int, settings: Own) -> float:

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for kind in args.bases:
         rows.append(measure(kind, matrices, args))
         if task is not None and kind in ONE_SIZE:
-            settings = {"encoder": "greedy", "bits": args.bits, "stats": "none", "max_iter": args.max_iter}
+            settings = {"encoder": "greedy", "bits": args.bits, "calibration": "none", "max_iter": args.max_iter}
             whole = compressed(args.model[0], settings | {"basis": kind}, task)
             rows[-1] |= {"perplexity": whole["metrics"]["perplexity"], "converged_share": whole["converged_share"]}
         print(rows[-1], flush=True)

@@ -38,7 +38,7 @@ def measure(limits: dict[str, Any], matrices: dict[str, Any], args: Any, task: M
         row["iterations"][name] = record.iterations
         row["residuals"][name] = record.trace[-1]
     if task is not None:
-        row["perplexity"] = compressed(args.model[0], settings | {"stats": "none"}, task)["metrics"]["perplexity"]
+        row["perplexity"] = compressed(args.model[0], settings | {"calibration": "none"}, task)["metrics"]["perplexity"]
     print(row, flush=True)
     return row
 

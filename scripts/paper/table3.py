@@ -22,10 +22,10 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation import EvalOptions, place_tasks, select_tasks
 
 ROWS: dict[str, tuple[str | None, dict[str, Any]]] = {
-    "uniform": (None, {"encoder": "uniform", "bits": 4, "group_size": 0, "stats": "none"}),
-    "k-means": (None, {"encoder": "kmeans", "bits": 4, "stats": "none", "init": "kmeans++", "restarts": 10}),
+    "uniform": (None, {"encoder": "uniform", "bits": 4, "group_size": 0, "calibration": "none"}),
+    "k-means": (None, {"encoder": "kmeans", "bits": 4, "calibration": "none", "init": "kmeans++", "restarts": 10}),
     "Kashin (greedy)": ("paper-glue.yaml", {}),
-    "annealed": (None, {"bits": 4, "stats": "none"}),
+    "annealed": (None, {"bits": 4, "calibration": "none"}),
     "annealed, channel scales": (None, {"bits": 4}),
 }
 PUBLISHED = {  # arXiv 2404.09737, table 3; two metrics where the task has two

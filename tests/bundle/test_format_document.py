@@ -283,7 +283,7 @@ def test_the_default_bundle(demo_bundle):
 def test_a_uniform_bundle(tmp_path):
     from kquant_cli.demo import demo_model_path
 
-    folder = compressed(demo_model_path(), tmp_path / "b", encoder="uniform", bits=3, group_size=96, stats="none")
+    folder = compressed(demo_model_path(), tmp_path / "b", encoder="uniform", bits=3, group_size=96, calibration="none")
     reader = assert_decodes(folder)
     assert all(entry["columns"] == 1 and entry["group"] == 96 for entry in reader.modules.values())
 
@@ -298,7 +298,7 @@ def test_channel_scales_that_layers_share(tiny_llama, tmp_path):
     [
         {"levels": 6, "side": "output", "effort": "fast"},
         {"encoder": "greedy", "bits": 3, "max_iter": 30},
-        {"encoder": "kmeans", "bits": 2, "stats": "none"},
+        {"encoder": "kmeans", "bits": 2, "calibration": "none"},
     ],
     ids=["annealed columns", "greedy", "kmeans"],
 )

@@ -23,7 +23,7 @@ from kquant_cli.bundle import open_bundle
 from kquant_cli.config import all_settings
 
 KQUANT = (sys.executable, "-m", "kquant_cli")
-PAPER = ("--encoder", "greedy", "--stats", "none")
+PAPER = ("--encoder", "greedy", "--calibration", "none")
 QUICK = (*PAPER, "--max-iter", 8, "--bits", 3)
 
 
@@ -56,7 +56,7 @@ def test_default_output_and_newest(kquant, tiny_llama, tmp_path, monkeypatch):
 
 
 PAPERS = {
-    "encoder": "greedy", "stats": "none", "bits": 2, "basis": "butterfly", "basis_count": 2, "rule": "alternating",
+    "encoder": "greedy", "calibration": "none", "bits": 2, "basis": "butterfly", "basis_count": 2, "rule": "alternating",
     "form": "vector", "max_iter": 7, "tol": 0.001, "init": "peaks", "restarts": 2,
     "kmeans_iter": 40, "kmeans_tol": 1e-5, "group_size": 64, "seed": 9,
     "include": ["lm_head.weight"], "exclude": ["*.q_proj*"], "on_no_convergence": "uniform:5",
@@ -67,7 +67,7 @@ OURS = {
     "effort": "fast",
     "codebook": "product",
     "side": "output",
-    "stats": "random",
+    "calibration": "random",
 }
 AVERAGE = {"bits": 2.5, "effort": "fast", "sensitivity": "data-free"}
 
@@ -120,7 +120,7 @@ def test_dry_run_says_what_channel_scales_may_add(kquant, tiny_llama, tmp_path):
     scales = sum(t.numel() * t.element_size() for name, t in stored.items() if name.endswith("channel_scale"))
     assert 0 < scales < values["channel_scale_bytes_at_most"]
     assert size == values["estimated_bytes"] + scales
-    assert "about" not in kquant(*args, "--stats", "none", "--dry-run").out
+    assert "about" not in kquant(*args, "--calibration", "none", "--dry-run").out
 
 
 def test_dry_run_of_an_average_shows_what_each_matrix_gets(kquant, tiny_llama, tmp_path):
@@ -254,11 +254,11 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path):
         (("compress", "{model}", "--sensitivity", "data-free"), "`sensitivity` is not used where"),
         (("compress", "{model}", "--on-no-convergence", "uniform:3.5"), "`on_no_convergence` is 'uniform:3.5'"),
         (
-            ("compress", "{model}", "--stats", "{tmp}/none.txt"),
+            ("compress", "{model}", "--calibration", "{tmp}/none.txt"),
             "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'random'",
         ),
-        (("compress", "{model}", "--stats", "{tmp}/none.txt", "--dry-run"), "none.txt cannot be read"),
-        (("compress", "{model}", "--stats", "/dev/null"), "/dev/null is empty: expected a UTF-8 text file"),
+        (("compress", "{model}", "--calibration", "{tmp}/none.txt", "--dry-run"), "none.txt cannot be read"),
+        (("compress", "{model}", "--calibration", "/dev/null"), "/dev/null is empty: expected a UTF-8 text file"),
         (
             ("compress", "{model}", "--bits", "2.5", "--sensitivity", "{tmp}/none.txt"),
             "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'data-free'",

@@ -34,7 +34,7 @@ layers:
 # name: (source, arguments of `kquant compress`)
 CASES: dict[str, tuple[str, list[str]]] = {
     "annealed": ("demo", ["--effort", "fast", *FIRST]),
-    "annealed-best-without-statistics": ("gpt2", ["--effort", "best", "--stats", "none", "--bits", "2"]),
+    "annealed-best-without-statistics": ("gpt2", ["--effort", "best", "--calibration", "none", "--bits", "2"]),
     "annealed-output": (
         "demo",
         ["--effort", "fast", "--side", "output", "--codebook", "product", *FIRST],
@@ -42,21 +42,21 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "annealed-average": ("demo", ["--effort", "fast", "--bits", "3.25", *FIRST]),
     "annealed-average-on-text": (
         "demo",
-        ["--effort", "fast", "--bits", "2.5", "--stats", "none", "--sensitivity", "text.txt", *FIRST],
+        ["--effort", "fast", "--bits", "2.5", "--calibration", "none", "--sensitivity", "text.txt", *FIRST],
     ),
-    "annealed-levels": ("llama", ["--levels", "12", "--seed", "3", "--stats", "text.txt", "--include", "lm_head"]),
+    "annealed-levels": ("llama", ["--levels", "12", "--seed", "3", "--calibration", "text.txt", "--include", "lm_head"]),
     "greedy": (
         "demo",
         ["--encoder", "greedy", "--basis", "butterfly", "--max-iter", "10", "--bits", "2", *FIRST],
     ),
     "greedy-rows": (
         "gpt2",
-        ["--encoder", "greedy", "--form", "vector", "--rule", "alternating", "--basis", "qr", "--stats", "none"],
+        ["--encoder", "greedy", "--form", "vector", "--rule", "alternating", "--basis", "qr", "--calibration", "none"],
     ),
     "uniform": ("demo", ["--encoder", "uniform", *FIRST]),
-    "uniform-range": ("llama", ["--encoder", "uniform", "--group-size", "0", "--levels", "5", "--stats", "none"]),
+    "uniform-range": ("llama", ["--encoder", "uniform", "--group-size", "0", "--levels", "5", "--calibration", "none"]),
     "kmeans": ("gpt2", ["--encoder", "kmeans", "--bits", "3", "--restarts", "2"]),
-    "kmeans-peaks": ("bert_classifier", ["--encoder", "kmeans", "--init", "peaks", "--bits", "2", "--stats", "none"]),
+    "kmeans-peaks": ("bert_classifier", ["--encoder", "kmeans", "--init", "peaks", "--bits", "2", "--calibration", "none"]),
     "rules": ("demo", ["--config", "layers.yaml", *FIRST]),
     "experts": ("mixtral", ["--effort", "fast", "--bits", "3"]),
     "roberta": ("roberta", ["--effort", "fast"]),

@@ -94,5 +94,5 @@ def test_sensitivities_of_a_text(tmp_path):
 def test_a_checkpoint_without_a_tokenizer_leaves_no_unfinished_work(tiny_llama, tmp_path):
     (tmp_path / "text.txt").write_text(tiny_text_models.text())
     with pytest.raises(KQuantError, match="no tokenizer"):
-        compress(tiny_llama, tmp_path / "b", stats=str(tmp_path / "text.txt"))
+        compress(tiny_llama, tmp_path / "b", calibration=str(tmp_path / "text.txt"))
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]

@@ -47,7 +47,7 @@ def test_layers_that_share_an_input_store_one_scale(tiny_llama, tmp_path):
 
 
 def test_a_scale_counts_once(tiny_llama, tmp_path):
-    with_scales, without = (compress(tiny_llama, tmp_path / stats, stats=stats) for stats in ("random", "none"))
+    with_scales, without = (compress(tiny_llama, tmp_path / stats, calibration=stats) for stats in ("random", "none"))
     sizes = [bundle.manifest["totals"]["encoded_bytes"] for bundle in (with_scales, without)]
     inputs = 2 * (32 + 32 + 32 + 64)  # of attention, its output, the feed-forward part and its output, in two blocks
     assert sizes[0] - sizes[1] == 2 * inputs  # float16
@@ -86,7 +86,7 @@ def test_loud_channels_get_small_errors(tmp_path):
     model.save_pretrained(tmp_path / "source")
     errors = []
     for stats in ("random", "none"):
-        bundle = compress(tmp_path / "source", tmp_path / stats, stats=stats)
+        bundle = compress(tmp_path / "source", tmp_path / stats, calibration=stats)
         name = f"{ATTENTION}.q_proj"
         weight = load_file(tmp_path / "source" / "model.safetensors")[f"{name}.weight"]
         errors.append(float((bundle.weight(name) - weight)[:, :4].norm() / weight[:, :4].norm()))
@@ -111,7 +111,7 @@ def test_decompress_and_eval_of_scaled_bundles(kquant, text_model, tmp_path):
 
 
 def test_none_stores_and_measures_none(tiny_llama, tmp_path):
-    bundle = compress(tiny_llama, tmp_path / "b", stats="none")
+    bundle = compress(tiny_llama, tmp_path / "b", calibration="none")
     assert scales(bundle) == set()
     assert not any(layout.channel_scale for layout in bundle.layouts.values())
     assert bundle.manifest["statistics"] == {"source": "none"}
@@ -164,9 +164,9 @@ def test_same_run_same_bytes(tiny_llama, tmp_path, settings):
 def test_a_text_is_part_of_what_a_bundle_is(text_model, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(tiny_text_models.text())
-    bundle = compress(text_model, tmp_path / "b", stats=str(text))
+    bundle = compress(text_model, tmp_path / "b", calibration=str(text))
     assert bundle.manifest["statistics"]["source"].startswith("text.txt (SHA-256 ")
-    plan = make_plan(open_checkpoint(text_model), CompressConfig(effort="fast", stats=str(text)))
+    plan = make_plan(open_checkpoint(text_model), CompressConfig(effort="fast", calibration=str(text)))
     assert not pipeline.compress(plan, tmp_path / "b")  # the very same is there
     text.write_text(tiny_text_models.text(seed=4))
     with pytest.raises(KQuantError, match="is a bundle of other settings or of another source"):

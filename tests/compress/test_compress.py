@@ -21,7 +21,7 @@ from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.safetensors_writer import TensorWriter
 
-QUICK = {"encoder": "greedy", "stats": "none", "max_iter": 12, "kmeans_iter": 10, "bits": 3}
+QUICK = {"encoder": "greedy", "calibration": "none", "max_iter": 12, "kmeans_iter": 10, "bits": 3}
 
 
 def compress(source: Path, out: Path, overwrite: bool = False, **settings: object) -> Path:

@@ -17,7 +17,7 @@ from kquant_cli.compress.weights import read_weight
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.safetensors_reader import read_chunks
 
-QUICK = ("--encoder", "uniform", "--stats", "none", "--device", "cpu")
+QUICK = ("--encoder", "uniform", "--calibration", "none", "--device", "cpu")
 SYNCS = 7  # state, shard, index, config, manifest, run, and one to spare
 
 

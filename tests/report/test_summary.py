@@ -21,7 +21,7 @@ def whole(tmp_path_factory):
     """A bundle of a model whose feed-forward size, 34, has a Hadamard matrix in blocks only."""
     folder = tmp_path_factory.mktemp("summary")
     checkpoint = open_checkpoint(tiny_models.make("llama", folder / "model", intermediate_size=34))
-    settings = CompressConfig(encoder="greedy", stats="none", basis="hadamard", max_iter=3)
+    settings = CompressConfig(encoder="greedy", calibration="none", basis="hadamard", max_iter=3)
     pipeline.compress(make_plan(checkpoint, settings), folder / "bundle")
     return folder / "bundle"
 

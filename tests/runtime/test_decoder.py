@@ -25,7 +25,7 @@ PROMPT, NEW = 7, 6
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One bundle a family, with channel scales."""
-    return {name: bundle_of(name, tmp_path_factory.mktemp(name), stats="random") for name in FAMILIES}
+    return {name: bundle_of(name, tmp_path_factory.mktemp(name), calibration="random") for name in FAMILIES}
 
 
 @pytest.fixture
@@ -230,8 +230,8 @@ def test_copies_pickles_and_other_dtypes(bundles: dict[str, Path], counted: dict
 
 
 def test_a_state_dict_that_is_loaded_counts(bundles: dict[str, Path], counted: dict[str, int], tmp_path: Path) -> None:
-    other = bundle_of("llama", tmp_path, stats="none", seed=5)
-    model = load(bundle_of("llama", tmp_path / "same", stats="none", seed=0), dtype="float32")
+    other = bundle_of("llama", tmp_path, calibration="none", seed=5)
+    model = load(bundle_of("llama", tmp_path / "same", calibration="none", seed=0), dtype="float32")
     list(decode(model, DynamicCache()))
     before = [layer.weight_scale.data_ptr() for layer in (model.model.layers[0].mlp.up_proj,)]
     codes = load(other, dtype="float32").state_dict()

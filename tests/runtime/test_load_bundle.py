@@ -30,7 +30,7 @@ ROUNDED = 1e-4  # a product of few tokens is good to 2e-5 in float32 (native/loo
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that no test changes: 4 bits, with channel scales that q, k and v, gate and up share."""
-    return bundle_of("llama", tmp_path_factory.mktemp("codes"), stats="random")
+    return bundle_of("llama", tmp_path_factory.mktemp("codes"), calibration="random")
 
 
 def copy_of(bundle: Path, to: Path) -> Path:
@@ -148,7 +148,7 @@ def test_dtypes(dtype: torch.dtype, llama: Path) -> None:
 
 @pytest.mark.parametrize("arch", ["opt", "gpt2", "llama", "bert_classifier"])
 def test_save_pretrained_round_trips(arch: str, tmp_path: Path) -> None:
-    bundle = bundle_of(arch, tmp_path, stats="random")
+    bundle = bundle_of(arch, tmp_path, calibration="random")
     auto = getattr(transformers, tiny_models.ARCHITECTURES[arch].auto_class)
     model = auto.from_pretrained(bundle)
     model.save_pretrained(tmp_path / "saved", max_shard_size="20KB")

@@ -87,7 +87,7 @@ def test_a_compiled_layer_in_one_graph(dtype: torch.dtype, compiled: Any) -> Non
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_a_compiled_model_in_one_graph(mode: Any, compiled: Any, tmp_path: Path) -> None:
-    model = load(bundle_of("llama", tmp_path, stats="random"), dtype="float32")
+    model = load(bundle_of("llama", tmp_path, calibration="random"), dtype="float32")
     expected, once, tokens = logits(model), compiled(model), tiny_models.tokens()
     with mode():
         torch.testing.assert_close(once(tokens).logits.detach(), expected, rtol=1e-3, atol=1e-3)

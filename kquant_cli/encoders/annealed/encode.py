@@ -12,66 +12,35 @@ matrix's root mean square become zeros.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from kquant_cli.bases import CoupledBases, basis_for
-from kquant_cli.codebooks.integer_grids import (
-    LEAST_EXPONENT,
-    MOST_EXPONENT,
-    grid_codebook,
-    integer_grids,
-    ring_name,
-)
-from kquant_cli.encoded import EncodedMatrix, Frame, Layout, Record
-from kquant_cli.encoders.annealed.annealing import Sweeps, moving_positions
+from kquant_cli.codebooks.integer_grids import grid_codebook
+from kquant_cli.encoded import EncodedMatrix, Frame, Layout
+from kquant_cli.encoders.annealed.drive import NAME, drive_of, exponent_of, grid_for, record_of
+from kquant_cli.encoders.annealed.in_metric import encode_in_metric, layout_in_metric, unit_losses
 from kquant_cli.encoders.annealed.least_squares import fit_scales, refit_codebook
 from kquant_cli.encoders.annealed.retries import anneal_with_retries
-from kquant_cli.encoders.annealed.schedule import (
-    HARD_SWEEPS,
-    MOVING,
-    SWEEPS,
-    better_kind,
-    expected_errors,
-    find_schedule,
-    integer_points,
-    points,
-    searched_errors,
-)
-from kquant_cli.encoders.encoder import Encoder, EncoderSettings
+from kquant_cli.encoders.annealed.schedule import searched_errors
+from kquant_cli.encoders.annealed.settings import AnnealedSettings
+from kquant_cli.encoders.encoder import Encoder
 from kquant_cli.encoders.expected_error import interpolated_error
+from kquant_cli.encoders.metric import Metric
 from kquant_cli.encoders.scale import root_mean_square
 from kquant_cli.native import library
 
 CHUNK = 2**22  # weights annealed at a time: bounds the memory beside the weight itself
 SAMPLE = 2**21  # weights that the codebook's 2 K numbers are fitted to
-TRACED = 50  # numbers of the trace that are kept
-
-
-class AnnealedSettings(EncoderSettings):
-    """Settings of the annealing."""
-
-    effort: Literal["fast", "balanced", "best"] = Field(
-        "balanced", description="how long the annealing takes: 20, 60 or 400 sweeps"
-    )
-    codebook: Literal["auto", "ring", "product"] = Field(
-        "auto", description="where the centroids lie: on a circle, on a grid, or where less error is expected"
-    )
-    side: Literal["input", "output"] = Field(
-        "input", description="anneal rows, with a row scale, or columns, with a column scale"
-    )
 
 
 class Annealed(Encoder[AnnealedSettings]):
     """The default."""
 
-    name = "annealed"
+    name = NAME
     summary = "ours, the default: a search of the codes by annealing"
     Settings = AnnealedSettings
     spreads_error = True
@@ -89,17 +58,31 @@ class Annealed(Encoder[AnnealedSettings]):
     def layout(self, shape: tuple[int, int], levels: int, settings: AnnealedSettings) -> Layout:
         """A row scale on the input side, a column scale on the output side."""
         rows, columns = shape
-        bases, grid = (
-            CoupledBases(columns if settings.side == "input" else rows, settings.seed),
-            _grid(levels, settings),
-        )
-        if settings.side == "input":
+        by_row, grid = settings.side != "output", grid_for(levels, settings)
+        bases = CoupledBases(columns if by_row else rows, settings.seed)
+        if by_row:
             return Layout(shape, levels, Frame(right_u=bases.first, right_v=bases.second), scale=(rows, 1), grid=grid)
         return Layout(shape, levels, Frame(left_u=bases.first, left_v=bases.second), col_scale=True, grid=grid)
 
     def encode(self, weight: Tensor, levels: int, settings: AnnealedSettings) -> EncodedMatrix:
         """Arithmetic is in float32. Rows of zeros get the scale 0."""
         return _encode(weight, self.layout((weight.shape[0], weight.shape[1]), levels, settings), settings)
+
+    def layout_in_metric(self, shape: tuple[int, int], levels: int, settings: AnnealedSettings) -> Layout | None:
+        """Bases on both sides and scales of rows and columns; None where rows are to be annealed."""
+        return None if settings.side == "input" else layout_in_metric(shape, levels, settings)
+
+    def encode_in_metric(
+        self, weights: Sequence[Tensor], metrics: Sequence[Metric], levels: int, settings: AnnealedSettings
+    ) -> list[EncodedMatrix]:
+        """Stretches of columns, each after what went wrong before (in_metric.py)."""
+        return encode_in_metric(weights, metrics, levels, settings)
+
+    def unit_losses(
+        self, weights: Sequence[Tensor], metrics: Sequence[Metric], settings: AnnealedSettings
+    ) -> list[float]:
+        """The loss of columns that all leave the same relative squared error."""
+        return unit_losses(weights, metrics, settings)
 
     def expected_error(self, levels: int, settings: AnnealedSettings) -> float:
         """What the search of the codebooks measured, interpolated."""
@@ -115,7 +98,7 @@ class Annealed(Encoder[AnnealedSettings]):
 
 
 def _encode(weight: Tensor, layout: Layout, settings: AnnealedSettings) -> EncodedMatrix:
-    by_row = settings.side == "input"
+    by_row = settings.side != "output"
     lines = weight if by_row else weight.T
     size = lines.shape[1]
     length = max(1, CHUNK // size)
@@ -128,7 +111,7 @@ def _encode(weight: Tensor, layout: Layout, settings: AnnealedSettings) -> Encod
         """Lines (n, size) in the coordinates of A, in units of the matrix's root mean square."""
         return basis.adjoint((part.contiguous() / unit).float())
 
-    drive, expected = _drive(layout, size, settings)
+    drive, expected = drive_of(layout, size, settings)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     codes_of_lines = codes if by_row else codes.T
     alive, trace = [], torch.zeros(len(drive.betas), device=weight.device)
@@ -149,7 +132,7 @@ def _encode(weight: Tensor, layout: Layout, settings: AnnealedSettings) -> Encod
             drive = replace(drive, codebook=refit_codebook(x, codes_of_lines[fitted], bases, drive.codebook))
         codebook, step = drive.codebook.to(weight.device), unit
     else:
-        layout = replace(layout, exponent=_exponent(float(unit)))
+        layout = replace(layout, exponent=exponent_of(float(unit)))
         codebook, step = grid_codebook(layout.grid, 0, weight.device), torch.full_like(unit, 2.0**layout.exponent)
 
     scales = []
@@ -163,37 +146,8 @@ def _encode(weight: Tensor, layout: Layout, settings: AnnealedSettings) -> Encod
         codebook * step.float(),
         scale=scale.unsqueeze(1) if by_row else None,
         col_scale=None if by_row else scale,
-        record=_record(layout.levels, drive.codebook, trace.sqrt()),
+        record=record_of(layout.levels, drive.codebook, trace.sqrt()),
     )
-
-
-def _grid(levels: int, settings: AnnealedSettings) -> str | None:
-    """The constant codebook for so many levels, which are rings; None where there is none."""
-    name = ring_name(levels)
-    return name if _kind(levels, settings) == "ring" and name in integer_grids() else None
-
-
-def _kind(levels: int, settings: AnnealedSettings) -> str:
-    return better_kind(levels, settings.effort) if settings.codebook == "auto" else settings.codebook
-
-
-def _exponent(size: float) -> int:
-    """The power of two that is nearest to the size of the weights, in ratio, of those that a codebook can have."""
-    fraction, exponent = math.frexp(size)
-    return min(max(exponent - (fraction < math.sqrt(0.5)), LEAST_EXPONENT), MOST_EXPONENT)
-
-
-def _drive(layout: Layout, size: int, settings: AnnealedSettings) -> tuple[Sweeps, float]:
-    """What drives the annealing of lines of that size, and the squared error to be expected of unit lines."""
-    levels, effort, kind = layout.levels, settings.effort, _kind(layout.levels, settings)
-    schedule = find_schedule(kind, levels, effort)
-    if layout.grid is None:
-        codebook = points(kind, levels, schedule)
-    else:
-        codebook = integer_points(integer_grids()[layout.grid], schedule)
-    expected = expected_errors(levels, effort).get(kind, math.inf)
-    moving = moving_positions(HARD_SWEEPS, size, MOVING, settings.seed)
-    return Sweeps(codebook, schedule.betas(SWEEPS[effort]), schedule.momenta(SWEEPS[effort]), moving), expected
 
 
 def _root_mean_square(parts: Sequence[Tensor]) -> Tensor:
@@ -207,16 +161,3 @@ def _normalised(x: Tensor) -> Tensor:
     """Rows (n, size) of unit mean square; rows of zeros stay zeros."""
     size = x.square().mean(dim=1, keepdim=True).sqrt()
     return x / torch.where(size > 0, size, 1)
-
-
-def _record(levels: int, codebook: Tensor, trace: Tensor) -> Record:
-    step = -(-len(trace) // TRACED)
-    return Record(
-        encoder=Annealed.name,
-        levels=levels,
-        basis="hadamard_dct",
-        iterations=len(trace),
-        trace=tuple(float(f"{value:.4g}") for value in trace[::step].tolist()),
-        u_max=float(codebook[:, 0].abs().max()),
-        v_max=float(codebook[:, 1].abs().max()),
-    )

@@ -1,0 +1,160 @@
+"""A model in memory and the tokens it is calibrated on: its own text, or a file of the user's.
+
+The tokens are kept in a file beside the bundle (`<name>.text.safetensors`), so that a run that goes on need not have
+them written again; their SHA-256 is in the bundle's provenance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kquant_cli.calibration.own_text import LENGTH, write_text
+from kquant_cli.calibration.text_source import OWN, open_source, text_digest
+from kquant_cli.calibration.unavailable import StatisticsUnavailable, or_unavailable
+from kquant_cli.checkpoint import Checkpoint
+from kquant_cli.errors import KQuantError
+from kquant_cli.files.safetensors_reader import read_header, read_tensor
+from kquant_cli.files.safetensors_writer import tensor_file
+from kquant_cli.hf.failures import FAILURES
+from kquant_cli.hf.limits import longest_input
+from kquant_cli.hf.loading import load_dense
+from kquant_cli.hf.quiet import quiet
+from kquant_cli.hf.tokens import read_tokenizer, text_ids, vocabulary
+
+ENDING: Final = ".text.safetensors"
+ROOM: Final = 3  # times the model's float32 weights: gradients, moments and the text's hidden states beside them
+FEWEST: Final = 2  # sequences, so that there are two halves
+
+
+@dataclass(frozen=True)
+class Session:
+    """`model`: dense, float32, in evaluation mode, without gradients; `ids` (sequences, length); what they are."""
+
+    model: Any
+    ids: Tensor
+    device: torch.device
+    source: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of the text."""
+        return {"source": self.source, "tokens": self.ids.numel(), "text_sha256": text_digest(self.ids)}
+
+
+def text_path(out: Path) -> Path:
+    """The file of the bundle `out` that keeps its calibration's tokens."""
+    return out.with_name(out.name + ENDING)
+
+
+def open_session(
+    checkpoint: Checkpoint,
+    source: str,
+    tokens: int,
+    *,
+    seed: int,
+    device: torch.device,
+    file: Path,
+    fingerprint: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Session:
+    """Load the model, and have or read its tokens; `source` is "own" or a text file, `fingerprint` the checkpoint's.
+
+    Raises
+    ------
+    StatisticsUnavailable
+        The model cannot be run, or there is not the memory for it.
+    KQuantError
+        The text cannot be used, its logits are not finite, or the file cannot be written.
+    """
+    _require_memory(checkpoint, device)
+    with or_unavailable(checkpoint.name), quiet():
+        model = load_dense(checkpoint.path, device=device, dtype=torch.float32).model.requires_grad_(False)
+    described = OWN if source == OWN else open_source(source).description
+    settings = json.dumps([fingerprint, described, tokens, seed, device.type, LENGTH])
+    wanted = sha256(settings.encode()).hexdigest()
+    ids = _kept(file, wanted)
+    if ids is None:
+        first = _first_token(checkpoint)
+        if source == OWN:
+            with or_unavailable(checkpoint.name), quiet():
+                ids = write_text(model, tokens, seed=seed, device=device, first=first, progress=progress)
+        else:
+            ids = _sequences(model, checkpoint, source, tokens)
+        _keep(file, wanted, ids)
+    return Session(model, ids, device, described)
+
+
+def _require_memory(checkpoint: Checkpoint, device: torch.device) -> None:
+    needed = ROOM * 4 * sum(info.numel for info in checkpoint.tensors.values())
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise StatisticsUnavailable(
+            f"{checkpoint.name} needs about {needed / 1e9:.1f} GB of memory to be calibrated, and {free / 1e9:.1f} GB "
+            f"are free"
+        )
+
+
+def _first_token(checkpoint: Checkpoint) -> int | None:
+    """The token that the tokenizer begins every text with; None where it does not, or there is none."""
+    with suppress(*FAILURES):
+        tokenizer = read_tokenizer(checkpoint.path)
+        ids = text_ids(tokenizer, "a", 8, letters=16, special=True)
+        if len(ids) > 1 and ids[0] == tokenizer.bos_token_id:
+            return int(ids[0])
+    return None
+
+
+def _sequences(model: Any, checkpoint: Checkpoint, source: str, tokens: int) -> Tensor:
+    """The beginning of a text as sequences of equal length."""
+    text = open_source(source)
+    try:
+        ids = text_ids(read_tokenizer(checkpoint.path), text.text or "", tokens, letters=16, special=False)
+    except FAILURES as error:
+        raise KQuantError(
+            f"{checkpoint.name} has no tokenizer that transformers can read, and {text.name} is a text: put its "
+            f"tokenizer.json beside the weights, or give --calibration own"
+        ) from error
+    if len(ids) < 2 * FEWEST:
+        raise KQuantError(
+            f"{text.name} gives {len(ids)} tokens, expected {2 * FEWEST} or more to calibrate on: give a longer text"
+        )
+    if max(ids) >= vocabulary(model):
+        raise KQuantError(
+            f"{checkpoint.name}: its tokenizer gives token {max(ids)} for {text.name}, expected ids below the model's "
+            f"{vocabulary(model)}: put the model's own tokenizer beside the weights"
+        )
+    longest = longest_input(model)
+    length = min(LENGTH, LENGTH if longest is None else longest, len(ids) // FEWEST)
+    return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+
+
+def _kept(file: Path, wanted: str) -> Tensor | None:
+    """The tokens of the file, if they are the wanted ones."""
+    with suppress(OSError, KQuantError, SafetensorError, LookupError):
+        infos = read_header(file)
+        with safe_open(file, framework="pt") as opened:
+            metadata: dict[str, str] = opened.metadata() or {}
+        ids = read_tensor(infos["ids"])
+        if metadata["settings"] == wanted and metadata["sha256"] == text_digest(ids):
+            return ids.long()
+    return None
+
+
+def _keep(file: Path, wanted: str, ids: Tensor) -> None:
+    metadata = {"format": "pt", "settings": wanted, "sha256": text_digest(ids)}
+    try:
+        with tensor_file(file, [("ids", torch.int32, tuple(ids.shape))], metadata) as opened:
+            opened.write("ids", ids.int())
+    except OSError as error:
+        raise KQuantError(f"{file} cannot be written ({error.strerror or error}): choose another --output") from error

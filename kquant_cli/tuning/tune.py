@@ -1,0 +1,242 @@
+"""Tuning end to end: scales, norms and biases by Adam, so that the student's distributions are the dense model's.
+
+The text is the calibration's. A share of its sequences is held out; what is tuned is kept only where it is better on
+them. The rate warms up and falls as a cosine over all steps; how many these are is given, or follows from the minutes
+and the time of the first ones. What Adam knows is saved now and then, so that a run that goes on does so from there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from kquant_cli.hf.blocks import autocast, numbered_blocks, replaced, without_logits
+from kquant_cli.tuning.budget import Budget
+from kquant_cli.tuning.distillation import divergence
+from kquant_cli.tuning.saved_state import load_state, save_state
+from kquant_cli.tuning.student import TunedLinear
+
+TOKENS: Final = 4096  # of a step
+MICRO: Final = {"cpu": 2048, "cuda": 8192}  # of them go through the model at a time
+LOGITS: Final = {"cpu": 1 << 27, "cuda": 1 << 29}  # and no more of these
+WARM_UP, TIMED = 10, 3  # steps
+HELD_OUT: Final = 16  # one sequence of so many
+BETAS: Final = (0.9, 0.95)
+SAVED_EVERY: Final = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of it. `divergence`: the mean KL in nats a token on held-out text, before and after.
+
+    `scales`: row scale (rows, 1) and column scale (columns,) by the matrix's name; `vectors`: other parameters by
+    tensor's name. Both are empty where tuning did not help.
+    """
+
+    scales: Mapping[str, tuple[Tensor, Tensor]]
+    vectors: Mapping[str, Tensor]
+    steps: int
+    divergence: tuple[float, float]
+    tokens: int = 0  # of all steps
+    notes: tuple[str, ...] = ()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was tuned, by the name of its tensor in a bundle."""
+        both = {
+            f"{name}.{suffix}": tensor
+            for name, pair in self.scales.items()
+            for suffix, tensor in zip(("weight_scale", "weight_col_scale"), pair, strict=True)
+        }
+        return {**both, **self.vectors}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        before, after = self.divergence
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "tuned": len(self.scales),
+            "held_out_divergence": {"before": before, "after": after},
+        }
+
+
+class Tuning:
+    """The tuning of `model`, float32 and dense, on `device`, in which the student's layers are put after this.
+
+    `vectors`: the model's parameters beside the scales, with the dtype that they are stored in, by their tensor's name.
+    """
+
+    def __init__(
+        self, model: Any, vectors: Mapping[str, tuple[nn.Parameter, torch.dtype]], ids: Tensor, device: torch.device
+    ) -> None:
+        self.model, self.device = model, device
+        self.vectors = {name: parameter for name, (parameter, _) in vectors.items()}
+        self.dtypes = {name: dtype for name, (_, dtype) in vectors.items()}
+        self.ids, self._batch = ids, max(1, TOKENS // ids.shape[1])
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._originals = {names[id(p)]: p.detach().clone() for p in self.vectors.values()}
+        self._hidden = self._last_hidden()
+
+    def run(
+        self,
+        layers: Mapping[str, TunedLinear],
+        budget: Budget,
+        *,
+        rate: float,
+        seed: int,
+        state: Path | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Tuned:
+        """Tune the model, whose `layers` are now the student's; `state` is a file of the run's own."""
+        held_out = list(range(0, len(self.ids), HELD_OUT)) if len(self.ids) > 1 else [0]
+        trained = [n for n in range(len(self.ids)) if n not in set(held_out)] or held_out
+        before = self._mean(held_out)
+        changes = [p for layer in layers.values() for p in (layer.scale_change, layer.col_scale_change)]
+        parameters = [*changes, *self.vectors.values()]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        first = [parameter.detach().clone() for parameter in parameters]
+        try:
+            steps, notes = self._descend(parameters, trained, budget, rate, seed, state, progress)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        self._round(layers)
+        tokens = steps * self._batch * self.ids.shape[1]
+        after = self._mean(held_out)
+        if not after < before:
+            for parameter, value in zip(parameters, first, strict=True):
+                parameter.data.copy_(value)
+            said = (
+                f"tuning did not help on held-out text ({before:.4f} to {after:.4f} nats a token), so it was left out"
+            )
+            return Tuned({}, {}, steps, (before, after), tokens, (*notes, said))
+        scales = {
+            name: (layer.scale.detach().half().cpu().unsqueeze(1), layer.col_scale.detach().half().cpu())
+            for name, layer in layers.items()
+        }
+        return Tuned(
+            scales, {n: p.detach().cpu() for n, p in self.vectors.items()}, steps, (before, after), tokens, notes
+        )
+
+    def _descend(
+        self,
+        parameters: Sequence[nn.Parameter],
+        trained: Sequence[int],
+        budget: Budget,
+        rate: float,
+        seed: int,
+        state: Path | None,
+        progress: Callable[[int, int], None],
+    ) -> tuple[int, tuple[str, ...]]:
+        """Adam's steps: how many, and what the user should know."""
+        optimizer = torch.optim.Adam(parameters, lr=rate, betas=BETAS)
+        total, step = budget.steps, 0
+        if state is not None and (saved := load_state(state, optimizer, parameters)) is not None:
+            step, total = saved
+        order = _shuffled(trained, seed)
+        began = saved_at = time.monotonic()
+        while total is None or step < total:
+            wanted = total or budget.most
+            if total is None and step == TIMED:
+                each = (time.monotonic() - began) / TIMED
+                total = wanted = max(TIMED + 1, min(budget.most, int(60 * budget.minutes / max(each, 1e-9))))
+            share = min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / wanted))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+            loss = self._gradient(order(step, self._batch))
+            if not math.isfinite(loss):
+                return step, (f"tuning ended at step {step + 1}, whose loss was not finite",)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            progress(step, wanted)
+            if state is not None and total is not None and time.monotonic() - saved_at > SAVED_EVERY:
+                save_state(state, optimizer, parameters, step, total)
+                saved_at = time.monotonic()
+        return step, ()
+
+    def _gradient(self, numbers: Sequence[int]) -> float:
+        """The mean loss of these sequences; its gradient goes to the parameters."""
+        total, tokens = 0.0, len(numbers) * self.ids.shape[1]
+        for part in self._parts(numbers):
+            loss = self._divergence(part) / tokens
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    @torch.no_grad()
+    def _mean(self, numbers: Sequence[int]) -> float:
+        """The mean KL a token of these sequences."""
+        parts = self._parts(numbers)
+        return sum(float(self._divergence(part)) for part in parts) / (len(numbers) * self.ids.shape[1])
+
+    def _divergence(self, numbers: Tensor) -> Tensor:
+        ids = self.ids[numbers].to(self.device)
+        hidden = self._hidden[numbers].to(self.device)
+        with autocast(self.device):
+            with torch.no_grad(), replaced([block for _, block in numbered_blocks(self.model)], hidden):
+                teacher = torch.func.functional_call(
+                    self.model, self._originals, kwargs={"input_ids": ids, "use_cache": False}
+                ).logits
+            student = self.model(input_ids=ids, use_cache=False).logits
+        return divergence(student, teacher)
+
+    def _parts(self, numbers: Sequence[int]) -> list[Tensor]:
+        """These sequences, as many at a time as go through the model."""
+        length, kind = self.ids.shape[1], self.device.type if self.device.type in MICRO else "cpu"
+        width = self.model.get_input_embeddings().weight.shape[0]
+        size = max(1, min(MICRO[kind] // length, LOGITS[kind] // (length * width)))
+        return list(torch.tensor(numbers).split(size))
+
+    @torch.no_grad()
+    def _last_hidden(self) -> Tensor:
+        """What the dense model's last block gives for all sequences (sequences, length, hidden), on the CPU."""
+        (_, last), found = numbered_blocks(self.model)[-1], []
+
+        def keep(_module: Any, _args: Any, output: Any) -> None:
+            found.append((output[0] if isinstance(output, tuple) else output).cpu())
+
+        handle = last.register_forward_hook(keep)
+        try:
+            for part in self._parts(range(len(self.ids))):
+                with autocast(self.device):
+                    self.model(input_ids=self.ids[part].to(self.device), **without_logits(self.model))
+        finally:
+            handle.remove()
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def _round(self, layers: Mapping[str, TunedLinear]) -> None:
+        """Bring what was tuned to what will be stored of it."""
+        for layer in layers.values():
+            for before, change in (
+                (layer.scale_before, layer.scale_change),
+                (layer.col_scale_before, layer.col_scale_change),
+            ):
+                stored = (before * change).half().float()
+                change.copy_(torch.where(before != 0, stored / before, 1))
+        for name, parameter in self.vectors.items():
+            parameter.copy_(parameter.to(self.dtypes[name]))
+
+
+def _shuffled(numbers: Sequence[int], seed: int) -> Callable[[int, int], list[int]]:
+    """A function that gives the numbers of a step's sequences: passes over all, each in another order."""
+
+    def batch(step: int, size: int) -> list[int]:
+        chosen = []
+        for at in range(step * size, (step + 1) * size):
+            epoch, place = divmod(at, len(numbers))
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            chosen.append(numbers[int(torch.randperm(len(numbers), generator=generator)[place])])
+        return chosen
+
+    return batch
