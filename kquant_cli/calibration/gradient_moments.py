@@ -13,6 +13,7 @@ each, the hidden states of one being those of the next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -47,10 +48,10 @@ class _Sums:
 
     def add(self, x: Tensor, gradient: Tensor, half: int) -> None:
         """x (tokens, in_features), gradient (tokens, out_features)."""
-        squares = gradient.float().square()
-        weighted = x.float() * squares.mean(dim=1, keepdim=True).sqrt()
-        self.halves[half] += weighted.T @ weighted
-        self.outputs += squares.sum(dim=0)
+        sizes = torch.linalg.vector_norm(gradient, dim=1, keepdim=True, dtype=torch.float32)
+        weighted = x * (sizes / math.sqrt(gradient.shape[1]))
+        self.halves[half].addmm_(weighted.T, weighted)
+        self.outputs += gradient.float().square_().sum(dim=0)
         self.rows += len(x)
 
 

@@ -41,6 +41,7 @@ class _Matrix(_Part):
     u_max: float | None
     v_max: float | None
     relative_error: float
+    metric_loss: float | None = None  # of matrices that were encoded in a calibration's metric
     notes: list[str]
 
 
@@ -52,6 +53,18 @@ class _Statistics(_Part):
     source: str
     tokens: int = 0
     groups: list[_Group] = []
+
+
+class _Divergence(_Part):
+    before: float
+    after: float
+
+
+class _Tuning(_Part):
+    steps: int
+    tokens: int
+    tuned: int
+    held_out_divergence: _Divergence
 
 
 class _Allotted(_Part):
@@ -74,6 +87,7 @@ class _Manifest(_Part):
     versions: dict[str, Any]
     statistics: _Statistics | None = None  # bundles made before there were statistics have none
     allocation: _Allocation | None = None
+    tuning: _Tuning | None = None
 
 
 def check_manifest(file: Path, manifest: Mapping[str, Any]) -> None:

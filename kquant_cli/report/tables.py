@@ -16,7 +16,10 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def layer_table(summary: Mapping[str, Any]) -> Table:
-    """A row a layer: shape, encoder and levels where they differ, iterations, |u|_inf, |v|_inf, error, bits, trace."""
+    """A row a layer: shape, encoder and levels where they differ, iterations, |u|_inf, |v|_inf, error, bits, trace.
+
+    Where matrices were calibrated on a text, the loss in its metric stands beside the error, both as square roots.
+    """
     layers = summary["layers"]
     encoders = {layer["name"]: _encoder(layer) for layer in layers}
     mixed = len(set(encoders.values())) > 1
@@ -28,7 +31,9 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("layer", overflow="fold")
     for heading in ("shape", *(["encoder"] if mixed else [])):
         table.add_column(heading, no_wrap=True)
-    for heading in (*(["levels"] if many else []), "steps", "|u|", "|v|", "error", "bits"):
+    calibrated = any(layer.get("metric_loss") is not None for layer in layers)
+    headings = "steps", "|u|", "|v|", "error", *(["loss"] if calibrated else []), "bits"
+    for heading in (*(["levels"] if many else []), *headings):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("residual", no_wrap=True)
     for layer in layers:
@@ -41,6 +46,7 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
             _number(layer["u_max"]),
             _number(layer["v_max"]),
             f"{layer['relative_error']:.4f}",
+            *([_loss(layer)] if calibrated else []),
             f"{layer['bits_per_weight']:.3f}" if layer["bits_per_weight"] else "",
             drawing(layer["trace"]),
         )
@@ -69,7 +75,9 @@ def totals_table(summary: Mapping[str, Any]) -> Table:
         reached = f"{allocation['reached_bits']:.4f} bits of {allocation['target_bits']:g}"
         table.add_row("average", escape(f"{reached}, by sensitivities on {_tokens(allocation['sensitivities'])}"))
     if statistics := summary.get("statistics"):
-        table.add_row("channel scaling", escape(_scaling(statistics)))
+        table.add_row(*map(escape, _statistics(statistics)))
+    if tuning := summary.get("tuning"):
+        table.add_row("tuning", escape(_tuning(tuning)))
     sizes = f"{summary['source_bytes'] / 1e6:.2f} MB -> {summary['bytes'] / 1e6:.2f} MB"
     table.add_row("size", f"{sizes}, {summary['ratio']:.2f} times smaller")
     table.add_row("relative squared error", f"{summary['relative_squared_error']:.5f} (mean over encoded weights)")
@@ -111,15 +119,30 @@ def _histogram(layers: Sequence[Mapping[str, Any]]) -> Counter[int]:
     return Counter(layer["levels"] for layer in layers if layer.get("levels") is not None)
 
 
-def _scaling(statistics: Mapping[str, Any]) -> str:
-    if statistics["source"] == "none":
-        return "none"
-    return f"{_tokens(statistics['source'])}, {len(statistics.get('groups', ()))} inputs"
+def _statistics(statistics: Mapping[str, Any]) -> tuple[str, str]:
+    """What the model was measured on, and what for."""
+    source = statistics["source"]
+    if "text_sha256" in statistics:
+        return "calibration", f"{_tokens(source)}, {statistics['tokens']:,} tokens"
+    words = "none" if source == "none" else f"{_tokens(source)}, {len(statistics.get('groups', ()))} inputs"
+    return "channel scaling", words
+
+
+def _tuning(tuning: Mapping[str, Any]) -> str:
+    before, after = (tuning["held_out_divergence"][when] for when in ("before", "after"))
+    size = f"{tuning['steps']} steps of scales and norms on {tuning['tokens']:,} tokens"
+    return f"{size}, held-out KL {before:.4f} -> {after:.4f} nats a token"
+
+
+def _loss(layer: Mapping[str, Any]) -> str:
+    loss = layer.get("metric_loss")
+    return "" if loss is None else f"{math.sqrt(max(loss, 0.0)):.4f}"
 
 
 def _tokens(source: str) -> str:
     """Where tokens come from, in words; a text by its name."""
-    return "random tokens" if source in ("random", "data-free") else source.partition(" (SHA-256")[0]
+    words = {"random": "random tokens", "data-free": "random tokens", "own": "the model's own text"}
+    return words.get(source) or source.partition(" (SHA-256")[0]
 
 
 def _steps(layer: Mapping[str, Any]) -> str:

@@ -40,7 +40,8 @@ from kquant_cli.encoders.annealed.sweeps import Sweeps, moving_positions
 from kquant_cli.native import library
 from kquant_cli.threads import for_each
 
-BLOCK = 64  # rows that a thread takes at a time
+BLOCK = 64  # rows that a thread takes at a time, fewer where there are not so many for each
+LANES = 16  # rows that the compiled loops anneal side by side
 ELEMENTS = {"cpu": 2**18, "cuda": 2**25}  # that go through torch's operations at a time
 TRIED, AGREEING = (8, 192), 0.9  # rows of a trial; the share of its codes: the kernels round otherwise than torch
 
@@ -130,5 +131,6 @@ def _anneal_compiled(compiled: ctypes.CDLL, x: Tensor, bases: LoopTables, drive:
 
     codes = torch.empty(x.shape, dtype=torch.uint8)
     trace = torch.empty(len(x), len(drive.betas))
-    for_each(work, x.split(BLOCK), codes.split(BLOCK), trace.split(BLOCK), device=x.device)
+    block = min(BLOCK, -(-len(x) // (LANES * torch.get_num_threads())) * LANES)
+    for_each(work, x.split(block), codes.split(block), trace.split(block), device=x.device)
     return codes, trace.double().sum(dim=0).float() / x.numel()
