@@ -1,6 +1,6 @@
 """The metric of every matrix (encoders/metric.py): second moments of its inputs, weighted by squared gradients.
 
-    H = sum_t w_t x_t x_t^T,    w_t = mean_i g_ti^2,    g_t the gradient of the tokens' cross-entropy with respect to the
+    H = sum_t w_t x_t x_t^T,    w_t = mean_i g_ti^2,    g_t the gradient of the text's cross-entropy with respect to the
     matrix's output for token t
 
 One forward pass keeps what each block was given; then the blocks are run again from the last to the first, each with

@@ -19,8 +19,8 @@ def summarise(bundle: Bundle) -> dict[str, Any]:
     `bits_per_weight_model`: bits of all tensors over all parameters; `encoded_share`: encoded weights over all
     parameters; `ratio`: bytes of the source's tensors over the bundle's; `notes`: of the whole bundle, then the
     distinct ones of its layers; `results`: the evaluations kept beside it; `statistics`: what channel scales were
-    measured on, or what the matrices were calibrated on; `allocation`: the plan of an average of bits; `tuning`: that of
-    the scales; None where the manifest has none.
+    measured on, or what the matrices were calibrated on; `allocation`: the plan of an average of bits; `tuning`: what
+    the scales' tuning came to; None where the manifest has none.
 
     Raises
     ------
