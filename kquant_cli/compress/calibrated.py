@@ -27,6 +27,7 @@ from kquant_cli.encoded import EncodedMatrix
 from kquant_cli.encoders import Metric, encode_in_metric, unit_losses
 from kquant_cli.hf.parameter_names import parameter_lookup
 from kquant_cli.tuning.budget import Budget
+from kquant_cli.tuning.mixed_precision import computed_dtype
 from kquant_cli.tuning.student import TunedLinear, can_be_tuned, right_basis
 from kquant_cli.tuning.tune import Tuned, Tuning
 
@@ -131,7 +132,7 @@ def tune(
     for name, matrix in encoded.items():
         spec, columns = matrix.layout.frame.right_u, matrix.layout.shape[1]
         if (spec, columns) not in rights:
-            rights[spec, columns] = right_basis(spec, columns, session.device)
+            rights[spec, columns] = right_basis(spec, columns, session.device, computed_dtype(session.device))
         old: Any = model.get_submodule(modules[name])
         layers[name] = TunedLinear(matrix, rights[spec, columns], old.bias)
         model.set_submodule(modules[name], layers[name])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ENTRIES = 1 << 22  # logits worked on at a time
+ENTRIES = 1 << 20  # logits worked on at a time, so that they stay in a cache
 
 
 class _Divergence(torch.autograd.Function):

@@ -17,13 +17,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from kquant_cli.hf.blocks import autocast, numbered_blocks, replaced, without_logits
+from kquant_cli.hf.blocks import numbered_blocks, replaced, without_logits
 from kquant_cli.tuning.budget import Budget
 from kquant_cli.tuning.distillation import divergence
+from kquant_cli.tuning.mixed_precision import computed_dtype, in_dtype
 from kquant_cli.tuning.saved_state import load_state, save_state
 from kquant_cli.tuning.student import TunedLinear
 
-TOKENS: Final = 4096  # of a step
+TOKENS: Final = 1024  # of a step
 MICRO: Final = {"cpu": 2048, "cuda": 8192}  # of them go through the model at a time
 LOGITS: Final = {"cpu": 1 << 27, "cuda": 1 << 29}  # and no more of these
 WARM_UP, TIMED = 10, 3  # steps
@@ -76,12 +77,11 @@ class Tuning:
     def __init__(
         self, model: Any, vectors: Mapping[str, tuple[nn.Parameter, torch.dtype]], ids: Tensor, device: torch.device
     ) -> None:
-        self.model, self.device = model, device
-        self.vectors = {name: parameter for name, (parameter, _) in vectors.items()}
+        self.device, self.ids, self._batch = device, ids, max(1, TOKENS // ids.shape[1])
         self.dtypes = {name: dtype for name, (_, dtype) in vectors.items()}
-        self.ids, self._batch = ids, max(1, TOKENS // ids.shape[1])
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._originals = {names[id(p)]: p.detach().clone() for p in self.vectors.values()}
+        self._blocks = [block for _, block in numbered_blocks(model)]
+        self.model, self.vectors = in_dtype(model, {n: p for n, (p, _) in vectors.items()}, computed_dtype(device))
+        self._originals = {name: parameter.detach().clone() for name, parameter in self._named()}
         self._hidden = self._last_hidden()
 
     def run(
@@ -182,13 +182,15 @@ class Tuning:
     def _divergence(self, numbers: Tensor) -> Tensor:
         ids = self.ids[numbers].to(self.device)
         hidden = self._hidden[numbers].to(self.device)
-        with autocast(self.device):
-            with torch.no_grad(), replaced([block for _, block in numbered_blocks(self.model)], hidden):
-                teacher = torch.func.functional_call(
-                    self.model, self._originals, kwargs={"input_ids": ids, "use_cache": False}
-                ).logits
-            student = self.model(input_ids=ids, use_cache=False).logits
-        return divergence(student, teacher)
+        arguments = {"input_ids": ids, "use_cache": False}
+        with torch.no_grad(), replaced(self._blocks, hidden):
+            teacher = torch.func.functional_call(self.model, self._originals, kwargs=arguments).logits
+        return divergence(self.model(**arguments).logits, teacher)
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        """The vectors by their names in the model."""
+        own = {id(parameter) for parameter in self.vectors.values()}
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if id(parameter) in own]
 
     def _parts(self, numbers: Sequence[int]) -> list[Tensor]:
         """These sequences, as many at a time as go through the model."""
@@ -200,7 +202,7 @@ class Tuning:
     @torch.no_grad()
     def _last_hidden(self) -> Tensor:
         """What the dense model's last block gives for all sequences (sequences, length, hidden), on the CPU."""
-        (_, last), found = numbered_blocks(self.model)[-1], []
+        last, found = self._blocks[-1], []
 
         def keep(_module: Any, _args: Any, output: Any) -> None:
             found.append((output[0] if isinstance(output, tuple) else output).cpu())
@@ -208,8 +210,7 @@ class Tuning:
         handle = last.register_forward_hook(keep)
         try:
             for part in self._parts(range(len(self.ids))):
-                with autocast(self.device):
-                    self.model(input_ids=self.ids[part].to(self.device), **without_logits(self.model))
+                self.model(input_ids=self.ids[part].to(self.device), **without_logits(self.model))
         finally:
             handle.remove()
         return torch.cat(found)
