@@ -7,9 +7,10 @@
 Each product is timed as it runs when a model decodes: in a CUDA graph, over copies of the matrix that together are
 several times larger than the L2 cache, so that every byte comes from memory. Compared are: cuBLAS on the dense matrix
 in the activations' dtype; Triton's packed product of activations that are transformed already; a whole layer from its
-codes, transforms and scales included, by the fastest kernels for them; and the whole layer by decoding its weight. The
-codebook is on a grid of one byte, as the CUDA kernels for few tokens want it. From the number of tokens on from which
-the last is faster than the one before it, layers should be decoded: DENSE_TOKENS in runtime/products/dense.py.
+codes, transforms and scales included, by the fastest kernels for them; and the whole layer by decoding its weight: with
+the bases on the input side, then on the output side. The codebook is on a grid of one byte, as the CUDA kernels for few
+tokens want it. From the number of tokens on from which a layer is faster decoded than from its codes, layers should be
+decoded: DENSE_TOKENS in runtime/products/dense.py and dense_output.py.
 
 The floor is the bytes of the packed codes over the bandwidth that a copy of 1 GiB reaches in the same run (read and
 written bytes). On a CPU, with TRITON_INTERPRET=1, the script only shows that it runs (--rows 64 --columns 256
@@ -22,6 +23,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,12 +32,12 @@ import torch
 from results import append_row, machine, write_results
 from torch import Tensor
 
-from kquant_cli.bases import BasisSpec, CoupledBases
-from kquant_cli.bases.coupled import KINDS
+from kquant_cli.bases import CoupledBases
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout
 from kquant_cli.packing import row_bytes, unpack
+from kquant_cli.runtime.coupled_frame import CoupledFrame
 from kquant_cli.runtime.linear import KashinLinear
-from kquant_cli.runtime.products import Packed, backend_for, dense, product, reference
+from kquant_cli.runtime.products import Packed, backend_for, dense, dense_output, product, reference
 
 CACHES = 4  # times the L2 cache that the copies take together
 NEVER = 2**30  # tokens
@@ -88,28 +90,38 @@ def relative_error(packed: Packed, a: Tensor, b: Tensor) -> float:
     return float((product(packed, a, b, False)[0].double() - expected).norm() / expected.norm())
 
 
-def layer_of(packed: Packed) -> KashinLinear:
-    """A layer of the annealed encoder's layout."""
+def layer_of(packed: Packed, side: str) -> KashinLinear:
+    """A layer with coupled bases on the `output` side, and a right basis, or else on the input side."""
     rows, columns, device = packed.rows, packed.columns, packed.codes.device
-    frame = Frame(right_u=BasisSpec(KINDS[0], columns, 0), right_v=BasisSpec(KINDS[1], columns, 0))
-    layout = Layout((rows, columns), packed.levels, frame, scale=(rows, 1), channel_scale=True)
+    right, left, output = CoupledBases(columns, 0), CoupledBases(rows, 0), side == "output"
+    frame = Frame(right_u=right.first, right_v=right.first if output else right.second)
+    frame = replace(frame, left_u=left.first, left_v=left.second) if output else frame
+    layout = Layout((rows, columns), packed.levels, frame, scale=(rows, 1), col_scale=output, channel_scale=not output)
     codes = unpack(packed.codes.cpu(), packed.levels, columns)
-    scales = torch.rand(rows, 1) + 0.5, torch.rand(columns) + 0.5
-    encoded = EncodedMatrix(layout, codes, packed.codebook.cpu(), scales[0].half(), channel_scale=scales[1].half())
-    return KashinLinear.of(encoded).to(device)
+    scale, other = (torch.rand(rows, 1) + 0.5).half(), (torch.rand(columns) + 0.5).half()
+    others = {"col_scale" if output else "channel_scale": other}
+    return KashinLinear.of(EncodedMatrix(layout, codes, packed.codebook.cpu(), scale, **others)).to(device)
 
 
 def layer_seconds(layers: list[KashinLinear], x: Tensor, decoded: bool, repeats: int) -> float | None:
     """Of a layer from its codes, or by decoding its weight (None where that cannot be)."""
-    pair = CoupledBases(layers[0].in_features, 0)
-    packed = Packed(layers[0].weight_codes, layers[0].codebook, layers[0].in_features)
-    scales = dense.Scales(layers[0].weight_scale, None, layers[0].weight_channel_scale)
-    if decoded and not dense.supports(pair, packed, x, scales):
-        return None
-    dense.DENSE_TOKENS = 0 if decoded else NEVER
     with torch.no_grad():
+        dense.DENSE_TOKENS = dense_output.DENSE_TOKENS = 0 if decoded else NEVER
+        if decoded and not decodes(layers[0], x):
+            return None
         layers[0](x)  # the trials
         return seconds(lambda copy: layers[copy](x), len(layers), repeats, x.device.type)
+
+
+def decodes(layer: KashinLinear, x: Tensor) -> bool:
+    """Whether the weight of a layer of `layer_of` is decoded for x."""
+    frame = CoupledFrame.of(layer.layout.frame)
+    assert frame is not None and frame.right is not None
+    packed = Packed(layer.weight_codes, layer.codebook, layer.in_features)
+    scales = (getattr(layer, f"weight_{name}", None) for name in ("scale", "col_scale", "channel_scale"))
+    if frame.left is None:
+        return dense.supports(frame.right, packed, x, dense.Scales(*scales))
+    return dense_output.supports(frame.left, frame.right, packed, x, dense.Scales(*scales))
 
 
 def measure(args: argparse.Namespace, bits: int, tokens: int, bytes_a_second: float) -> dict[str, Any]:
@@ -123,7 +135,7 @@ def measure(args: argparse.Namespace, bits: int, tokens: int, bytes_a_second: fl
         Packed(torch.randint(256, shape, dtype=torch.uint8, device=device), book, args.columns)
         for _ in range(copies_for(size, device))
     ]
-    layers = [layer_of(matrix) for matrix in matrices]
+    layers = {side: [layer_of(matrix, side) for matrix in matrices] for side in ("input", "output")}
     x = torch.randn(tokens, args.columns, device=device).to(dtype)
     a, b = torch.randn(2, tokens, args.columns, device=device).to(dtype)
     dense_bytes = args.rows * args.columns * x.element_size()
@@ -133,8 +145,10 @@ def measure(args: argparse.Namespace, bits: int, tokens: int, bytes_a_second: fl
     times = {
         "dense": seconds(lambda copy: x @ weights[copy].T, len(weights), args.repeats, device),
         "packed": seconds(lambda copy: product(matrices[copy], a, b, False), len(matrices), args.repeats, device),
-        "layer": layer_seconds(layers, x, False, args.repeats),
-        "decoded_layer": layer_seconds(layers, x, True, args.repeats),
+        "layer": layer_seconds(layers["input"], x, False, args.repeats),
+        "decoded_layer": layer_seconds(layers["input"], x, True, args.repeats),
+        "output": layer_seconds(layers["output"], x, False, args.repeats),
+        "decoded_output": layer_seconds(layers["output"], x, True, args.repeats),
         "floor": size / bytes_a_second,
     }
     layer = min(filter(None, (times["layer"], times["decoded_layer"])))
@@ -167,8 +181,8 @@ def main() -> None:
     torch.manual_seed(0)
     bytes_a_second = bandwidth(args.device, args.repeats)
     print(f"memory: {bytes_a_second / 1e9:.0f} GB/s read and written by a copy")
-    names = ("dense", "packed", "layer", "decoded_layer", "floor")
-    print(f"{'bits':>4} {'tokens':>6}", *(f"{name:>13}" for name in names), "us, times as fast, share of the bandwidth")
+    names = ("dense", "packed", "layer", "decoded_layer", "output", "decoded_output", "floor")
+    print(f"{'bits':>4} {'tokens':>6}", *(f"{name:>14}" for name in names), "us, times as fast, share of the bandwidth")
     rows = []
     for bits in args.bits[: 1 if args.quick else None]:
         for tokens in args.tokens:
@@ -178,7 +192,7 @@ def main() -> None:
             times = (row[f"{name}_us"] for name in names)
             print(
                 f"{bits:>4} {tokens:>6}",
-                *(f"{'-':>13}" if number is None else f"{number:13.1f}" for number in times),
+                *(f"{'-':>14}" if number is None else f"{number:14.1f}" for number in times),
                 f"  {row['times_as_fast']:.2f}  {row['share_of_bandwidth']:.0%}  error {row['relative_error']:.1e}",
                 flush=True,
             )

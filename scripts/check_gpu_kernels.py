@@ -26,6 +26,7 @@ from results import append_row
 
 from kquant_cli.packing import pack
 from kquant_cli.runtime.products import Packed, backend_for, product, reference, trial
+from kquant_cli.runtime.products.cuda import LEAST_POWER
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 6e-3}
@@ -38,7 +39,10 @@ MOST_WORKERS = 14  # each has a context on the GPU
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel: of a product or the encoder (`soft`, `hard`); a layer, by what is for it; a product in a CUDA graph."""
+    """A kernel: of a product or the encoder (`soft`, `hard`); a layer, by what is for it; a product in a CUDA graph.
+
+    `output`: a layer with coupled bases on the output side.
+    """
 
     kernel: str
     levels: int
@@ -64,8 +68,10 @@ def cases(quick: bool) -> list[Case]:
     found += [
         Case("layer", levels, tokens, "bfloat16") for levels in (16, 4, 8, 32, 256, 3) for tokens in (1, 4, 8, 300)
     ]
+    found += [Case("output", levels, tokens, "bfloat16") for levels in (16, 4, 8) for tokens in (1, 4, 8, 32, 300)]
     found += [Case(kernel, levels) for kernel in ("soft", "hard") for levels in (4, 256)]
     if not quick:
+        found += [Case("output", levels, tokens, "float16") for levels in (32, 3, 256) for tokens in (1, 4, 8, 32, 300)]
         for levels in (16, 5):
             for more in ({"split": True}, {"terms": 1}, {"group": GROUP}, {"split": True, "group": GROUP}):
                 found += [Case("product", levels, tokens, "bfloat16", **more) for tokens in (1, 4, 20, 300)]
@@ -102,9 +108,10 @@ def products(case: Case, rows: int, columns: int) -> float:
 
 def layers(case: Case, rows: int, columns: int) -> float:
     """The error of a layer from its codes, by whatever kernels are for it; one that was switched off is an error."""
+    rows = max(LEAST_POWER, rows // LEAST_POWER * LEAST_POWER) if case.kernel == "output" else rows
     codes = torch.randint(case.levels, (rows, columns), dtype=torch.uint8, device=DEVICE)
     book = torch.randint(-126, 127, (case.levels, 2), device=DEVICE) * 0.01
-    layer = layer_of(Packed(pack(codes, case.levels), book, columns))
+    layer = layer_of(Packed(pack(codes, case.levels), book, columns), case.kernel)
     weight = layer.encoded().decode(torch.float64)
     x = torch.randn(case.tokens, columns, device=DEVICE).to(getattr(torch, case.dtype))
     with torch.no_grad():
@@ -186,7 +193,7 @@ def check(case: Case, rows: int, columns: int) -> tuple[float, float]:
         return moves(case.levels), 1e-4
     if case.kernel == "graph":
         return graph(rows, columns), 0.0
-    if case.kernel == "layer":  # which rounds its activations, too
+    if case.kernel in ("layer", "output"):  # which rounds its activations, too
         return layers(case, rows, columns), 2 * BOUNDS[case.dtype]
     return products(case, rows, columns), BOUNDS[case.dtype] * (1 if DEVICE == "cuda" else 2)  # few entries
 

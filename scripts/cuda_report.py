@@ -31,10 +31,13 @@ INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]
 
 def kernels() -> Iterator[tuple[str, str, dict[str, int]]]:
     """The name for people, the source and what it is compiled with."""
-    yield "activations", "activations.cu", {}
-    for kind, levels in KINDS.items():
-        for tokens in TOKENS:
-            yield f"product, {levels}, {tokens} tokens", "product.cu", {"THE_KIND": kind, "TOKENS": tokens}
+    yield "outputs", "outputs.cu", {}
+    for split, side in enumerate(("", ", split")):
+        yield f"activations{side}", "activations.cu", {"THE_SPLIT": split}
+        for kind, levels in KINDS.items():
+            for tokens in TOKENS:
+                defines = {"THE_KIND": kind, "TOKENS": tokens, "THE_SPLIT": split}
+                yield f"product, {levels}, {tokens} tokens{side}", "product.cu", defines
 
 
 def compiled(source: str, defines: dict[str, int], architecture: str, cubin: Path) -> tuple[int, int]:
@@ -73,7 +76,7 @@ def main() -> None:
         parser.error("there is no nvcc on the path, which comes with CUDA's toolkit")
     tool = disassembler()
     for architecture in args.architecture:
-        print(f"{architecture:<34} registers  spills  instructions  {'  '.join(COUNTED)}")
+        print(f"{architecture:<42} registers  spills  instructions  {'  '.join(COUNTED)}")
         for name, source, defines in (kernel for kernel in kernels() if args.only in kernel[0]):
             with tempfile.TemporaryDirectory() as folder:
                 cubin = Path(folder) / "kernel.cubin"
@@ -81,7 +84,7 @@ def main() -> None:
                 counts = instructions(tool, cubin) if tool else None
             numbers = "" if counts is None else f"{counts.total():>12}  "
             numbers += "" if counts is None else "  ".join(f"{counts[i]:>{len(i)}}" for i in COUNTED)
-            print(f"{name:<34} {registers:>9}  {spills:>6}  {numbers}", flush=True)
+            print(f"{name:<42} {registers:>9}  {spills:>6}  {numbers}", flush=True)
 
 
 if __name__ == "__main__":

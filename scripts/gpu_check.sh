@@ -116,7 +116,7 @@ encoders="triton numpy pydantic yaml"
 everything="$encoders transformers safetensors tokenizers typer rich"
 tests=()
 while IFS= read -r file; do tests+=("$file"); done < <(grep -rl --include='*.py' 'mark\.gpu' tests | sort)
-if [ "$quick" ]; then limits=(60 45 50 60 30 30) layers=6; else limits=(100 60 80 110 60 50) layers=24; fi
+if [ "$quick" ]; then limits=(70 45 50 60 40 30) layers=6; else limits=(115 60 80 110 90 50) layers=24; fi
 
 TAIL=30 part kernels "${limits[0]}" "triton numpy" "$PYTHON" scripts/check_gpu_kernels.py $quick "${rows[@]}"
 part encoder "${limits[1]}" "$encoders" \

@@ -216,6 +216,7 @@ MUTATIONS = [
         "bytes(w0 >> 8, ",
         "runtime/test_cuda_product.py",
     ),
+    Mutation("native/cuda/outputs.cu", "W[i] * second[", "W[i] * first[", "runtime/test_output_side.py"),
     Mutation("runtime/products/gpu.py", "1 if size <= NARROW else 2", "1", "runtime/test_triton_product.py"),
     Mutation(
         "checkpoint/selection.py",

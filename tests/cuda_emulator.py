@@ -44,7 +44,7 @@ class EmulatedLauncher:
         assert 0 <= shared <= self.shared
         self.launched.append(name)
         _held, pointers = packed_arguments(arguments)
-        suffix = f" KIND={defines['THE_KIND']} TOKENS={defines['TOKENS']}" if defines else ""
+        suffix = "".join(f" {key.removeprefix('THE_')}={value}" for key, value in defines.items())
         assert self.library.emulator_launch((name + suffix).encode(), grid, block, shared, pointers) == 0
 
     def install(self, monkeypatch):

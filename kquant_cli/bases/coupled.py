@@ -56,6 +56,11 @@ class CoupledBases:
             return None
         return cls(first.size, first.seed) if (first.size, first.seed) == (second.size, second.seed) else None
 
+    @classmethod
+    def beginning_with(cls, first: BasisSpec | None) -> CoupledBases | None:
+        """The pair whose A is `first`; None where that is no such basis."""
+        return cls(first.size, first.seed) if first is not None and first.kind == KINDS[0] else None
+
     @property
     def first(self) -> BasisSpec:
         """A."""

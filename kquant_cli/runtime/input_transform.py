@@ -25,6 +25,7 @@ from kquant_cli.bases import BasisSpec, CoupledBases
 from kquant_cli.runtime import cpu_layer
 from kquant_cli.runtime.basis_cache import BasisCache
 from kquant_cli.runtime.basis_pair import adjoint_pair
+from kquant_cli.runtime.coupled_frame import RightBases
 from kquant_cli.runtime.cpu_layer import InOneCall
 from kquant_cli.runtime.products import asked_backend, cuda
 from kquant_cli.runtime.products.cuda_trial import transform_passed
@@ -58,11 +59,11 @@ class InputTransform:
 
     def prepared(self, x: Tensor, channel_scale: Tensor | None, reader: object, digits: int) -> cuda.Activations:
         """The same as products/cuda.py multiplies it, for a look-up's `digits`; where `cuda.transforms` says yes."""
-        pair = CoupledBases.of(self.right_u, self.right_v)
-        assert pair is not None
+        right = RightBases.of(self.right_u, self.right_v)
+        assert right is not None
         matrix = x.reshape(-1, x.shape[-1])
         made: cuda.Activations = self._once(
-            digits, x, reader, lambda: cuda.prepared(pair, matrix, channel_scale, digits)
+            digits, x, reader, lambda: cuda.prepared(right.pair, matrix, channel_scale, digits, None, right.split)
         )
         return made
 

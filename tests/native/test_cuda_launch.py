@@ -67,10 +67,14 @@ def test_without_nvrtc_it_says_so(monkeypatch, tmp_path):
 @pytest.mark.skipif(torch.version.cuda is None, reason="needs torch for CUDA")
 def test_nvrtc_compiles_all_and_says_what_it_refuses(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for kind in range(4):
-        for tokens in cuda.TOKENS:
-            code = nvrtc.machine_code("product", {"THE_KIND": kind, "TOKENS": tokens}, "sm_90", torch.version.cuda)
-            assert code.startswith(b"\x7fELF")
+    kernels = [("outputs", {})]
+    for split in (0, 1):
+        kernels += [("activations", {"THE_SPLIT": split})]
+        kernels += [
+            ("product", {"THE_KIND": k, "TOKENS": n, "THE_SPLIT": split}) for k in range(4) for n in cuda.TOKENS
+        ]
+    for name, defines in kernels:
+        assert nvrtc.machine_code(name, defines, "sm_90", torch.version.cuda).startswith(b"\x7fELF")
     with pytest.raises(nvrtc.CompilerError, match="THE_KIND"):
         nvrtc.machine_code("product", {}, "sm_90", torch.version.cuda)
 

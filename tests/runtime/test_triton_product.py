@@ -93,7 +93,8 @@ def check_books_and_groups(tokens, dtype, device):
 
 def run_alone(code, **variables):
     """In a process of its own: at import Triton decides whether it compiles or interprets."""
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **variables, "PYTHONPATH": path}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "done", run.stderr

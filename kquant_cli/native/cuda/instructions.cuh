@@ -40,10 +40,15 @@ DEVICE uint4 lds(saddr p) {
   return v;
 }
 DEVICE u32 lds_word(saddr p) { u32 v; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(p) : "memory"); return v; }
-template <int COLUMNS> DEVICE void lds_if(uint4& v, saddr p, int column) {  // only where the column is in use
+// 16 or 8 bytes, only where the column is in use.
+template <int COLUMNS> DEVICE void lds_if(uint4& v, saddr p, int column) {
   if (COLUMNS >= 8) { v = lds(p); return; }
   asm volatile("{ .reg .pred p; setp.lt.s32 p, %5, %6; @p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4]; }"
     : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "r"(p), "r"(column), "n"(COLUMNS) : "memory");
+}
+template <int COLUMNS> DEVICE void lds_if(uint2& v, saddr p, int column) {
+  asm volatile("{ .reg .pred p; setp.lt.s32 p, %3, %4; @p ld.shared.v2.u32 {%0, %1}, [%2]; }"
+    : "+r"(v.x), "+r"(v.y) : "r"(p), "r"(column), "n"(COLUMNS) : "memory");
 }
 
 // A barrier for one arrival, by one thread before a __syncthreads; a copy in bulk that arrives at it, by one thread;

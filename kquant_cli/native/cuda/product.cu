@@ -2,6 +2,10 @@
 //
 //   y[token][row] = scale[row] step sum_j (u[code] a_j + v[code] b_j) + bias[row]
 //
+// SPLIT: u and v meet the same activations, and their sums stay apart, for outputs.cu:
+//
+//   p[token][row] = step sum_j u[code] a_j,    q[token][row] = step sum_j v[code] a_j
+//
 // Codebooks of whole numbers of one byte, times the step: a look-up is one PRMT, which picks four bytes out of the eight
 // of two registers by the low three bits of four nibbles; the products are int8 mma. The activations are 16-bit integers
 // times a scale of the token's, in two bytes (limbs): column 2 token + limb of B is the high (0) or low (1) byte. Sums
@@ -21,7 +25,7 @@
 // A selector is what two digits of four neighbouring words t .. t + 3 are looked up by, in two halves. The activations
 // stand as uint4 [t / 64][t / 4 % 4][selector][column][t / 16 % 4]: a of (first digit of t, second digit of t, first of
 // t + 1, second of t + 1), b of these, then the same of t + 2 and t + 3; in float16 (a, b) of t, of t + 1, t + 2, t + 3;
-// zeros behind the row (activations.cu).
+// zeros behind the row (activations.cu). SPLIT: as uint2, without b; in float16 a of t, t + 1 and of t + 2, t + 3.
 //
 // A block has whole tiles of ROWS rows, and all columns of them, so that it alone writes its part of y. Its warps take
 // steps of 64 words in turn, from a ring in shared memory that each lane fills and reads by itself. Activations that
@@ -34,6 +38,9 @@
 constexpr int TABLE = 16;  // KINDs from here on look up in shared memory
 template <bool> struct Sums { typedef int One, Total; };
 template <> struct Sums<true> { typedef float One; typedef long long Total; };
+
+template <bool SPLIT> struct Numbers { typedef uint4 Type; };  // of four words, for a selector, as above
+template <> struct Numbers<true> { typedef uint2 Type; };
 
 template <int KIND> struct Form {
   static constexpr bool FLOATS = KIND > TABLE;
@@ -76,15 +83,17 @@ DEVICE u32 word_of(const uint4& x, int w) { return w == 0 ? x.x : w == 1 ? x.y :
 // table: 8 words, two a look-up (KIND 0: P and N of u, of v; 1: U, unused, P, Q; 2 and 3: U, unused, V, unused), or an
 // entry for each code.
 // tok: the scale of each of T tokens, of which `tokens` are wanted. scale (every scale_step) and bias: of rows, or NONE.
-template <int KIND, int T>
-DEVICE void product(const unsigned char* codes, const u32* table, const uint4* act, const float* tok, const void* scale,
-                    int scale_dtype, int scale_step, const void* bias, int bias_dtype, u16* y, int y_dtype, int rows,
+// y (tokens, rows) of a 16-bit dtype; SPLIT: (tokens, 2, rows), float32, without scale and bias.
+template <int KIND, int T, bool SPLIT>
+DEVICE void product(const unsigned char* codes, const u32* table, const unsigned char* act, const float* tok, const void* scale,
+                    int scale_dtype, int scale_step, const void* bias, int bias_dtype, void* y, int y_dtype, int rows,
                     int words, int parts, int tokens, float step) {
   using F = Form<KIND>;
   constexpr int S = F::SELECTORS, PLANES = F::PLANES, MT = F::TILES, ST = F::STAGES, NW = F::WARPS;
+  typedef typename Numbers<SPLIT>::Type Four;
   constexpr bool FLOATS = F::FLOATS;
   constexpr int ROWS = 16 * MT, LIMBS = FLOATS ? 1 : 2, COLS = LIMBS * T, NT = (COLS + 7) / 8, PIECES = PLANES * 2 * MT,
-                SLOT = PIECES * 512, ACT = S * 256 * COLS;  // bytes of a step's activations
+                SLOT = PIECES * 512, SIZE = sizeof(Four), ACT = S * 16 * SIZE * COLS;  // bytes of a step's activations
   SHARED_MEMORY(sm);
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, q = lane & 3;
   u32* entries = (u32*)(sm + 128);
@@ -92,8 +101,8 @@ DEVICE void product(const unsigned char* codes, const u32* table, const uint4* a
   saddr ring = shared(behind) + warp * ST * SLOT + lane * 16;
   IN_REGISTER(ring);
   const int steps = (words + 63) / 64, longest = (steps + parts - 1) / parts;
-  uint4* acts = (uint4*)(behind + NW * ST * SLOT);
-  typename F::Total* sums = (typename F::Total*)((unsigned char*)acts + longest * ACT);  // [row][column of B]
+  unsigned char* acts = (unsigned char*)(behind + NW * ST * SLOT);
+  typename F::Total* sums = (typename F::Total*)(acts + longest * ACT);  // [row][column of B]; SPLIT: of u, then of v
   const int all = (rows + ROWS - 1) / ROWS;
   const int tile0 = (int)((long long)all * blockIdx.x / gridDim.x), tiles = (int)((long long)all * (blockIdx.x + 1) / gridDim.x) - tile0;
   if (tid == 0) barrier_init(sm);
@@ -103,9 +112,10 @@ DEVICE void product(const unsigned char* codes, const u32* table, const uint4* a
   for (int i = tid; i < F::ENTRIES * 32; i += 32 * NW) entries[i] = table[i / 32];
   saddr mine = shared(entries) + lane * 4;
   IN_REGISTER(mine);
-  for (int i = tid; i < tiles * ROWS * COLS; i += 32 * NW) sums[i] = 0;
+  const int apart = tiles * ROWS * COLS;
+  for (int i = tid; i < apart * (SPLIT ? 2 : 1); i += 32 * NW) sums[i] = 0;
 
-  typename F::Sum c[MT][NT][2][4];  // two sums each: shorter chains of mma
+  typename F::Sum c[MT][NT][2][4];  // two sums each: shorter chains of mma; SPLIT: of u and of v
 #pragma unroll
   for (int t = 0; t < MT; ++t)
 #pragma unroll
@@ -120,14 +130,18 @@ DEVICE void product(const unsigned char* codes, const u32* table, const uint4* a
       for (int nt = 0; nt < NT; ++nt)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          if (COLS >= 8 || 2 * q + (e & 1) < COLS) add_shared(at + (16 * t + 8 * (e >> 1)) * COLS + nt * 8 + (e & 1), total(c[t][nt][0][e] + c[t][nt][1][e]));
+          if (COLS >= 8 || 2 * q + (e & 1) < COLS) {
+            typename F::Total* sum = at + (16 * t + 8 * (e >> 1)) * COLS + nt * 8 + (e & 1);
+            add_shared(sum, total(SPLIT ? c[t][nt][0][e] : c[t][nt][0][e] + c[t][nt][1][e]));
+            if (SPLIT) add_shared(sum + apart, total(c[t][nt][1][e]));
+          }
           c[t][nt][0][e] = c[t][nt][1][e] = 0;
         }
   };
-  uint4 b[NT];
+  Four b[NT];
 #pragma unroll
-  for (int nt = 0; nt < NT; ++nt) b[nt] = {0, 0, 0, 0};
-  saddr myacts = shared(acts) + ((g & (COLS - 1) & 7) * 4 + q) * 16;
+  for (int nt = 0; nt < NT; ++nt) b[nt] = {};
+  saddr myacts = shared(acts) + ((g & (COLS - 1) & 7) * 4 + q) * SIZE;
   IN_REGISTER(myacts);
   const long long line = (long long)PLANES * words, lines8 = 8 * line;
 
@@ -167,7 +181,7 @@ DEVICE void product(const unsigned char* codes, const u32* table, const uint4* a
     for (int s = 0; s < ST - 1; ++s) issue();
     __syncthreads();  // nobody reads the part before any more; the barrier is made, and the sums are zeros
     if (part == 0) wait_for_previous();
-    if (tid == 0) bulk_load(acts, (const unsigned char*)act + (long long)c0 * ACT, L * ACT, sm);
+    if (tid == 0) bulk_load(acts, act + (long long)c0 * ACT, L * ACT, sm);
     int tile = warp / L, col = warp - tile * L;  // the one to decode
     saddr from = ring, ap = myacts + col * ACT;
     barrier_wait(sm, part & 1);
@@ -183,7 +197,7 @@ DEVICE void product(const unsigned char* codes, const u32* table, const uint4* a
 #pragma unroll
         for (int s = 0; s < S; ++s) {
 #pragma unroll
-          for (int nt = 0; nt < NT; ++nt) lds_if<COLS>(b[nt], ap + (w * S + s) * COLS * 64 + nt * 512, g);
+          for (int nt = 0; nt < NT; ++nt) lds_if<COLS>(b[nt], ap + ((w * S + s) * COLS + nt * 8) * 4 * SIZE, g);
 #pragma unroll
           for (int t = 0; t < MT; ++t) {
             u32 A[2][2][4];  // row g, g + 8; half; look-up
@@ -196,6 +210,11 @@ DEVICE void product(const unsigned char* codes, const u32* table, const uint4* a
               if (FLOATS) {
                 A[r][0][0] = lds_word(mine + (d << 7 & 0x7f80)); A[r][0][1] = lds_word(mine + (d >> 1 & 0x7f80));
                 A[r][0][2] = lds_word(mine + (d >> 9 & 0x7f80)); A[r][0][3] = lds_word(mine + (d >> 17 & 0x7f80));
+                if (SPLIT) {  // u of two words in one register, v in another, as look-ups 0 and 2 of two halves
+                  const u32 e0 = A[r][0][0], e1 = A[r][0][1], e2 = A[r][0][2], e3 = A[r][0][3];
+                  A[r][0][0] = prmt(e0, e1, 0x5410); A[r][1][0] = prmt(e2, e3, 0x5410);
+                  A[r][0][2] = prmt(e0, e1, 0x7632); A[r][1][2] = prmt(e2, e3, 0x7632);
+                }
               }
 #pragma unroll
               for (int h = 0; h < 2 && !FLOATS; ++h) {
@@ -209,14 +228,21 @@ DEVICE void product(const unsigned char* codes, const u32* table, const uint4* a
             for (int nt = 0; nt < NT; ++nt) {
               typename F::Sum* s0 = c[t][nt][0];
               typename F::Sum* s1 = c[t][nt][1];
-              const int second = FLOATS ? 1 : 2, half = FLOATS ? 0 : 1, after = FLOATS ? 2 : 0;
-              multiply(s0, A[0][0][0], A[1][0][0], A[0][0][second], A[1][0][second], b[nt].x, b[nt].y);
-              multiply(s1, A[0][half][after], A[1][half][after], A[0][half][after + second], A[1][half][after + second], b[nt].z, b[nt].w);
-              if (KIND == 0) {
-                multiply(s0, A[0][0][1], A[1][0][1], A[0][0][3], A[1][0][3], b[nt].x, b[nt].y);
-                multiply(s1, A[0][1][1], A[1][1][1], A[0][1][3], A[1][1][3], b[nt].z, b[nt].w);
-              } else if (KIND == 1) {
-                multiply(w & 1 ? s1 : s0, A[0][0][3], A[1][0][3], A[0][1][3], A[1][1][3], b[nt].y, b[nt].w);
+              if constexpr (SPLIT) {
+                multiply(s0, A[0][0][0], A[1][0][0], A[0][1][0], A[1][1][0], b[nt].x, b[nt].y);
+                multiply(s1, A[0][0][2], A[1][0][2], A[0][1][2], A[1][1][2], b[nt].x, b[nt].y);
+                if (KIND == 0) multiply(s0, A[0][0][1], A[1][0][1], A[0][1][1], A[1][1][1], b[nt].x, b[nt].y);
+                if (KIND < 2) multiply(s1, A[0][0][3], A[1][0][3], A[0][1][3], A[1][1][3], b[nt].x, b[nt].y);
+              } else {
+                const int second = FLOATS ? 1 : 2, half = FLOATS ? 0 : 1, after = FLOATS ? 2 : 0;
+                multiply(s0, A[0][0][0], A[1][0][0], A[0][0][second], A[1][0][second], b[nt].x, b[nt].y);
+                multiply(s1, A[0][half][after], A[1][half][after], A[0][half][after + second], A[1][half][after + second], b[nt].z, b[nt].w);
+                if (KIND == 0) {
+                  multiply(s0, A[0][0][1], A[1][0][1], A[0][0][3], A[1][0][3], b[nt].x, b[nt].y);
+                  multiply(s1, A[0][1][1], A[1][1][1], A[0][1][3], A[1][1][3], b[nt].z, b[nt].w);
+                } else if (KIND == 1) {
+                  multiply(w & 1 ? s1 : s0, A[0][0][3], A[1][0][3], A[0][1][3], A[1][1][3], b[nt].y, b[nt].w);
+                }
               }
             }
           }
@@ -233,20 +259,26 @@ DEVICE void product(const unsigned char* codes, const u32* table, const uint4* a
   __syncthreads();
   for (int i = tid; i < tiles * ROWS; i += 32 * NW) {
     const int row = tile0 * ROWS + i;
-    if (row < rows) {
+    if (row >= rows) continue;
+    if (SPLIT) {
+      for (int line = 0; line < 2 * tokens; ++line) {  // p and q of a token, in turn
+        const typename F::Total* sum = sums + (line & 1) * apart + i * COLS + LIMBS * (line >> 1);
+        ((float*)y)[(long long)line * rows + row] = step * (tok[line >> 1] * value(sum));
+      }
+    } else {
       const float factor = scale_dtype == NONE ? step : step * number(scale, scale_dtype, (long long)row * scale_step);
       const float added = bias_dtype == NONE ? 0.f : number(bias, bias_dtype, row);
       for (int token = 0; token < tokens; ++token) {
         const float sum = value(sums + i * COLS + LIMBS * token);
-        y[(long long)token * rows + row] = rounded(factor * (tok[token] * sum) + added, y_dtype);
+        ((u16*)y)[(long long)token * rows + row] = rounded(factor * (tok[token] * sum) + added, y_dtype);
       }
     }
   }
 }
 
 #ifndef EMULATED
-KERNEL __launch_bounds__(32 * Form<THE_KIND>::WARPS, 1) kquant_product(const unsigned char* codes, const u32* table, const uint4* act, const float* tok, const void* scale,
-    int scale_dtype, int scale_step, const void* bias, int bias_dtype, u16* y, int y_dtype, int rows, int words, int parts, int tokens, float step) {
-  product<THE_KIND, TOKENS>(codes, table, act, tok, scale, scale_dtype, scale_step, bias, bias_dtype, y, y_dtype, rows, words, parts, tokens, step);
+KERNEL __launch_bounds__(32 * Form<THE_KIND>::WARPS, 1) kquant_product(const unsigned char* codes, const u32* table, const unsigned char* act, const float* tok, const void* scale,
+    int scale_dtype, int scale_step, const void* bias, int bias_dtype, void* y, int y_dtype, int rows, int words, int parts, int tokens, float step) {
+  product<THE_KIND, TOKENS, THE_SPLIT>(codes, table, act, tok, scale, scale_dtype, scale_step, bias, bias_dtype, y, y_dtype, rows, words, parts, tokens, step);
 }
 #endif

@@ -1,9 +1,12 @@
 """One to eight tokens on a CUDA device of compute capability 9.0 or newer, by the kernels of native/cuda.
 
-    y = scale step (u[codes] a + v[codes] b) + bias        (look_up.py, product.cu)
+    input side:   y = scale step (u[codes] a + v[codes] b) + bias                          (look_up.py, product.cu)
+    output side:  y = scale A (p + Q q) + bias,   p = step u[codes] z,   q = step v[codes] z            (outputs.cu)
 
 Two launches: `activations` makes a and b of x and leaves them as the product multiplies them, once for all layers that
-read x; `product` reads the codes and writes y. For 2, 4, 8, ... 256 levels; other numbers of levels are Triton's.
+read x; `product` reads the codes and writes y. On the output side there is one z, in the one right basis of both terms,
+the product leaves p and q apart, and a third launch, `outputs`, makes y of them. For 2, 4, 8, ... 256 levels; other
+numbers of levels are Triton's.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kquant_cli.bases import CoupledBases
-from kquant_cli.bases.coupled import LoopTables
 from kquant_cli.native.cuda_launch import Launcher, launcher_for
 from kquant_cli.packing import word
 from kquant_cli.runtime.products.look_up import TABLE, LookUp, look_up
@@ -28,6 +30,7 @@ NONE = 0
 NARROW = (torch.float16, torch.bfloat16)
 STEP = 64  # words of a row that a warp takes at a time
 ALIGNED = 16  # bytes that a copy begins at
+LEAST_POWER = 32  # of two, in a size: 8 blocks, and 4 rows of C at a time
 MOST_COLUMNS, MOST_ORDER = 32768, 128  # of what the transform's blocks and its matrix C have room for
 CLUSTER, TRANSFORM_THREADS = 8, 512
 FLOAT_TOKENS = 128  # that `floats` takes in one launch; for more torch's operations are long enough (not measured)
@@ -51,11 +54,20 @@ class Plan(NamedTuple):
     shared: int
 
 
-def transforms(pair: CoupledBases, x: Tensor, most: int = TOKENS[-1]) -> bool:
-    """Whether the transform takes x (tokens, columns): up to `most` tokens in 16 bits, of a size it has room for."""
-    power = pair.size & -pair.size
-    fits = power >= 32 and pair.size <= MOST_COLUMNS and pair.size // power <= MOST_ORDER
+def transforms(pair: CoupledBases | None, x: Tensor, most: int = TOKENS[-1]) -> bool:
+    """Whether the transform takes x (tokens, columns): up to `most` tokens in 16 bits, of a size it has room for.
+
+    Without `pair` the transform is the identity.
+    """
+    size = x.shape[1]
+    fits = has_room(pair) if pair is not None else size % LEAST_POWER == 0 and size <= MOST_COLUMNS
     return fits and x.dtype in NARROW and 0 < len(x) <= most and launcher_for(x.device) is not None
+
+
+def has_room(pair: CoupledBases) -> bool:
+    """Whether the kernels' blocks have room for the transform, and their threads something to do."""
+    power = pair.size & -pair.size
+    return power >= LEAST_POWER and pair.size <= MOST_COLUMNS and pair.size // power <= MOST_ORDER
 
 
 def look_up_of(packed: Packed) -> LookUp | None:
@@ -91,62 +103,106 @@ _look_ups: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def floats(pair: CoupledBases, x: Tensor, channel_scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """a and b (tokens, columns) in x's dtype, of x that `transforms` has said yes to; channel_scale (columns,)."""
     a, b = torch.empty_like(x), torch.empty_like(x)
-    _transform(pair, x, channel_scale, None, (0, a, b, None, None), 0)
+    _transform(pair, x, channel_scale, None, (0, a, b, None, None), 0, False)
     return a, b
 
 
 def prepared(
-    pair: CoupledBases, x: Tensor, channel_scale: Tensor | None, digits: int, column_scale: Tensor | None = None
+    pair: CoupledBases | None,
+    x: Tensor,
+    channel_scale: Tensor | None,
+    digits: int,
+    column_scale: Tensor | None = None,
+    split: bool = False,
 ) -> Activations:
-    """The same for the product, for a look-up's `digits`, and times column_scale (columns,)."""
-    steps, tokens = -(-(pair.size // abs(digits)) // STEP), padded(len(x))
-    numbers = x.new_empty(steps * STEP * _bytes_a_word(abs(digits), tokens), dtype=torch.int8)
+    """The same for the product, for a look-up's `digits`, and times column_scale (columns,).
+
+    With `split` a alone, for u and for v; without `pair`, which is then allowed, it is x / channel_scale.
+    """
+    steps, tokens = -(-(x.shape[1] // abs(digits)) // STEP), padded(len(x))
+    numbers = x.new_empty(steps * STEP * _bytes_a_word(abs(digits), tokens, split), dtype=torch.int8)
     scales = x.new_empty(tokens, dtype=torch.float32)
-    _transform(pair, x, channel_scale, column_scale, (digits, None, None, numbers, scales), tokens)
+    _transform(pair, x, channel_scale, column_scale, (digits, None, None, numbers, scales), tokens, split)
     return Activations(numbers, scales, len(x))
 
 
 def _transform(
-    pair: CoupledBases,
+    pair: CoupledBases | None,
     x: Tensor,
     channel_scale: Tensor | None,
     column_scale: Tensor | None,
     outputs: tuple[int | Tensor | None, ...],
     tokens: int,
+    split: bool,
 ) -> None:
-    tables = _tables(pair, x.device)
-    order = tables.order
-    shared = 4 * (3 * pair.size // CLUSTER + 128 + (2 * order**2 if order > 1 else 0))
+    size = x.shape[1]
+    (power, order), tables = ((1, 1), (None,) * 4) if pair is None else _tables(pair, x.device)
     arguments = (
-        *(*_number(x), *_number(channel_scale)),
-        *(tables.first, tables.second, tables.dense, tables.dense_transposed),
+        *(*_number(x), *_number(channel_scale), *tables),
         *(*_number(column_scale), *outputs),
-        *(pair.size, tables.power.bit_length() - 1, order, tokens),
+        *(size, power.bit_length() - 1, order, tokens),
     )
-    _launcher(x).launch("activations", {}, CLUSTER * len(x), TRANSFORM_THREADS, shared, arguments)
+    shared, defines = 4 * (3 * size // CLUSTER + 128) + _matrices(order), {"THE_SPLIT": int(split)}
+    _launcher(x).launch("activations", defines, CLUSTER * len(x), TRANSFORM_THREADS, shared, arguments)
+
+
+def _transform_outputs(pair: CoupledBases, sums: Tensor, scale: Tensor | None, bias: Tensor | None, y: Tensor) -> None:
+    """y (tokens, rows) of p and q, sums (tokens, 2, rows)."""
+    (power, order), tables = _tables(pair, sums.device)
+    arguments = (
+        *(sums, *tables),
+        *(*_row_scale(scale), *_number(bias), *_number(y)),
+        *(pair.size, power.bit_length() - 1, order),
+    )
+    shared = 4 * (2 * pair.size // CLUSTER) + _matrices(order)
+    _launcher(sums).launch("outputs", {}, CLUSTER * len(sums), TRANSFORM_THREADS, shared, arguments)
 
 
 def product(
-    packed: Packed, found: LookUp, of_x: Activations, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    packed: Packed,
+    found: LookUp,
+    of_x: Activations,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    left: CoupledBases | None = None,
 ) -> Tensor:
-    """y (tokens, rows) in `dtype`; scale (rows, 1) or (1, 1) and bias (rows,), or None."""
-    launcher = _launcher(packed.codes)
-    columns = padded(of_x.tokens)
-    planned = plan(packed.rows, packed.columns, found, columns, packed.codes.device)
-    assert planned is not None
+    """y (tokens, rows) in `dtype`; scale (rows, 1) or (1, 1) and bias (rows,), or None.
+
+    On the output side, in the bases of `left`, of activations that were `prepared` with `split`.
+    """
     y = torch.empty(of_x.tokens, packed.rows, dtype=dtype, device=packed.codes.device)
-    arguments = (
-        *(packed.codes, found.table, of_x.bytes, of_x.scales),
-        *(*_number(scale), 0 if scale is None or len(scale) == 1 else 1),
-        *(*_number(bias), *_number(y)),
-        *(packed.rows, packed.columns // word(packed.levels)[0], planned.parts, of_x.tokens, found.step),
-    )
-    defines = {"THE_KIND": found.kind, "TOKENS": columns}
-    launcher.launch("product", defines, planned.grid, planned.block, planned.shared, arguments)
+    if left is None:
+        _multiply(packed, found, of_x, scale, bias, y, False)
+    else:
+        sums = y.new_empty(of_x.tokens, 2, packed.rows, dtype=torch.float32)
+        _multiply(packed, found, of_x, None, None, sums, True)
+        _transform_outputs(left, sums, scale, bias, y)
     return y
 
 
-def plan(rows: int, columns: int, found: LookUp, tokens: int, device: torch.device) -> Plan | None:
+def _multiply(
+    packed: Packed,
+    found: LookUp,
+    of_x: Activations,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor,
+    split: bool,
+) -> None:
+    columns = padded(of_x.tokens)
+    planned = plan(packed.rows, packed.columns, found, columns, packed.codes.device, split)
+    assert planned is not None
+    arguments = (
+        *(packed.codes, found.table, of_x.bytes, of_x.scales),
+        *(*_row_scale(scale), *_number(bias), *_number(y)),
+        *(packed.rows, packed.columns // word(packed.levels)[0], planned.parts, of_x.tokens, found.step),
+    )
+    defines = {"THE_KIND": found.kind, "TOKENS": columns, "THE_SPLIT": int(split)}
+    _launcher(packed.codes).launch("product", defines, planned.grid, planned.block, planned.shared, arguments)
+
+
+def plan(rows: int, columns: int, found: LookUp, tokens: int, device: torch.device, split: bool = False) -> Plan | None:
     """One block a multiprocessor, and the activations in as few parts as shared memory allows; None: there is none."""
     launcher = launcher_for(device)
     if launcher is None:
@@ -159,8 +215,8 @@ def plan(rows: int, columns: int, found: LookUp, tokens: int, device: torch.devi
     grid = min(blocks_of_rows, launcher.multiprocessors)
     table = 128 << found.bits if found.kind > TABLE else 0
     ring = 128 + table + warps * stages * planes * 2 * tiles * 512
-    sums = -(-blocks_of_rows // grid) * 16 * tiles * 8 * tokens
-    step = STEP * _bytes_a_word(digits, tokens)
+    sums = -(-blocks_of_rows // grid) * 16 * tiles * 8 * tokens * (2 if split else 1)
+    step = STEP * _bytes_a_word(digits, tokens, split)
     most = (launcher.shared - ring - sums) // step
     if most < 1:
         return None
@@ -176,9 +232,19 @@ def _number(x: Tensor | None) -> tuple[Tensor | None, int]:
     return known, DTYPES[known.dtype]
 
 
-def _bytes_a_word(digits: int, tokens: int) -> int:
-    """Of activations: a and b, two bytes each, for `digits` columns."""
-    return 4 * digits * tokens
+def _row_scale(scale: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """The scale of rows, its dtype, and the step from one row's to the next."""
+    return *_number(scale), 0 if scale is None or len(scale) == 1 else 1
+
+
+def _bytes_a_word(digits: int, tokens: int, split: bool) -> int:
+    """Of activations: a and b, with `split` a alone, two bytes each, for `digits` columns."""
+    return (2 if split else 4) * digits * tokens
+
+
+def _matrices(order: int) -> int:
+    """Bytes of C and its transpose."""
+    return 8 * order**2 if order > 1 else 0
 
 
 def padded(tokens: int) -> int:
@@ -193,8 +259,9 @@ def _launcher(x: Tensor) -> Launcher:
 
 
 @lru_cache(KEPT)
-def _tables(pair: CoupledBases, device: torch.device) -> LoopTables:
+def _tables(pair: CoupledBases, device: torch.device) -> tuple[tuple[int, int], tuple[Tensor, ...]]:
+    """2^k and m; the signs, C and its transpose on the device."""
     tables = pair.loop_tables()
     assert tables is not None
     with torch.inference_mode(False):  # kept for later calls
-        return LoopTables(*tables[:2], *(table.to(device) for table in tables[2:]))
+        return tables[:2], tuple(table.to(device) for table in tables[2:])

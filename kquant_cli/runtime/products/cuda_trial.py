@@ -27,12 +27,17 @@ def transform_passed(pair: CoupledBases, x: Tensor) -> bool:
     return passed(("activations.cu", x.device, pair.size, x.dtype), error, BOUNDS[x.dtype])
 
 
-def product_passed(pair: CoupledBases, packed: Packed, found: LookUp, x: Tensor) -> bool:
-    """Whether `cuda.prepared` and `cuda.product` take x and `packed`, and give y, scales and bias included."""
-    if not cuda.transforms(pair, x):
+def product_passed(
+    pair: CoupledBases | None, packed: Packed, found: LookUp, x: Tensor, left: CoupledBases | None = None
+) -> bool:
+    """Whether `cuda.prepared` and `cuda.product` take x and `packed`, and give y, scales and bias included.
+
+    On the output side, that of `left`, `cuda.outputs` too; `pair` is then that of the one right basis, or None.
+    """
+    if not cuda.transforms(pair, x) or (left is not None and not cuda.has_room(left)):
         return False
-    tokens = cuda.padded(len(x))
-    if cuda.plan(packed.rows, packed.columns, found, tokens, x.device) is None:
+    tokens, split = cuda.padded(len(x)), left is not None
+    if cuda.plan(packed.rows, packed.columns, found, tokens, x.device, split) is None:
         return False
 
     def error() -> float:
@@ -41,21 +46,27 @@ def product_passed(pair: CoupledBases, packed: Packed, found: LookUp, x: Tensor)
         codes = torch.randint(256, packed.codes.shape, generator=generator, dtype=torch.uint8).to(x.device)
         scale, bias = torch.rand(2, packed.rows, generator=generator).to(x.device)
         column_scale = (torch.rand(packed.columns, generator=generator) + 0.5).to(x.device)
-        of_x = cuda.prepared(pair, *draw, found.digits, column_scale)
+        of_x = cuda.prepared(pair, *draw, found.digits, column_scale, split)
         any_codes = Packed(codes, packed.codebook, packed.columns)
-        y = cuda.product(any_codes, found, of_x, scale.unsqueeze(1), bias, x.dtype)
-        plain, _ = reference.product(any_codes, a * column_scale, b * column_scale, False)
+        y = cuda.product(any_codes, found, of_x, scale.unsqueeze(1), bias, x.dtype, left)
+        plain, apart = reference.product(any_codes, a * column_scale, (a if split else b) * column_scale, split)
+        if left is not None and apart is not None:
+            plain = basis_for(left.first).apply(plain) + basis_for(left.second).apply(apart)
         return relative_error(y, plain * scale.double() + bias.double())
 
-    key = ("product.cu", x.device, packed.levels, found.kind, tokens, packed.rows, packed.columns, x.dtype)
-    return passed(key, error, BOUNDS[x.dtype])
+    key = (packed.levels, found.kind, tokens, packed.rows, packed.columns, x.dtype)
+    if left is not None:
+        return passed(("outputs.cu", x.device, *key, pair is not None), error, BOUNDS[x.dtype])
+    return passed(("product.cu", x.device, *key), error, BOUNDS[x.dtype])
 
 
-def _drawn(pair: CoupledBases, like: Tensor, tokens: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+def _drawn(pair: CoupledBases | None, like: Tensor, tokens: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """x (tokens, columns) and a channel scale, on the device, and their a and b in float64."""
-    generator = torch.Generator().manual_seed(pair.size)
-    x = torch.randn(tokens, pair.size, generator=generator).to(like.dtype)
-    channel_scale = torch.rand(pair.size, generator=generator) + 0.5
+    columns = like.shape[1]
+    generator = torch.Generator().manual_seed(columns)
+    x = torch.randn(tokens, columns, generator=generator).to(like.dtype)
+    channel_scale = torch.rand(columns, generator=generator) + 0.5
     scaled = x.double() / channel_scale.double()
-    a, b = (basis_for(spec).adjoint(scaled).to(like.device) for spec in (pair.first, pair.second))
+    specs = (None, None) if pair is None else (pair.first, pair.second)
+    a, b = ((scaled if spec is None else basis_for(spec).adjoint(scaled)).to(like.device) for spec in specs)
     return (x.to(like.device), channel_scale.to(like.device)), a, b

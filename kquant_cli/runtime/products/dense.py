@@ -3,17 +3,18 @@
     y = x W^T + bias,    W = diag(s) (Cu[codes] S A^T + Cv[codes] S B^T) diag(1 / d)        (triton_dense.py decodes)
 
 To decode takes the same time for any number of tokens, and then each costs what it costs a dense model: no transforms
-of the activations, no products of decoded tiles. It is for the annealed encoder's frame, with no bases on the left.
+of the activations, no products of decoded tiles. It is for coupled bases on the input side; dense_output.py has the
+other.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,14 +46,44 @@ class Scales(NamedTuple):
     column: Tensor | None = None  # S (columns,), in the coordinates of the bases
     channel: Tensor | None = None  # d (columns,)
 
+    def constants(self) -> dict[str, bool]:
+        """Which there are, as the kernels call it."""
+        return {f"{name}_scaled": scale is not None for name, scale in self._asdict().items()}
 
-class RowTables(NamedTuple):
-    """What the kernel reads of a frame; a row is a matrix (P, Q)."""
+    def pointers(self, none: Tensor) -> list[Tensor]:
+        """All, with `none` for those that are not there."""
+        return [none if scale is None else scale.contiguous() for scale in self]
+
+    @property
+    def step(self) -> int:
+        """From the scale of a row to that of the next."""
+        return 0 if self.row is None or len(self.row) == 1 else 1
+
+
+class Tables(NamedTuple):
+    """What the kernels read of a frame; a row, or a column, is a matrix (P, Q)."""
 
     hadamard: Tensor  # (P, P), +-1, float16
     inner: Tensor  # (padded, padded), G in its first Q rows and columns, float16
     first: Tensor  # (P Q,) signs, int8
     second: Tensor  # (P Q,)
+    sizes: dict[str, int]  # P, Q, padded, as the kernels call them
+    root: float  # 1 / sqrt(2^k)
+
+    @property
+    def warps(self) -> int:
+        """Of a program that has a matrix (P, padded)."""
+        return max(1, min(MOST_WARPS, self.sizes["P"] * self.sizes["padded"] // TILE_PER_WARP))
+
+
+class Draw(NamedTuple):
+    """A matrix of random codes and scales, for a trial."""
+
+    packed: Packed
+    scales: Scales
+    u: Tensor  # (rows, columns), float64: the terms, with the column scale
+    v: Tensor
+    factors: Tensor  # the other scales
 
 
 def supports(pair: CoupledBases, packed: Packed, x: Tensor, scales: Scales) -> bool:
@@ -60,9 +91,7 @@ def supports(pair: CoupledBases, packed: Packed, x: Tensor, scales: Scales) -> b
 
     On a CUDA device with Triton, or interpreted; and only where the kernel has passed its trial there.
     """
-    plain = packed.group_scale is None and packed.codebook.shape[1] == 2 and packed.codebook.dtype == torch.float32
-    interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    if not (plain and x.dtype in DTYPES and packed.rows and sides(pair.size) and (x.is_cuda or interpreted)):
+    if not takes(packed, x) or not sides(pair.size):
         return False
     there = tuple(scale is not None for scale in scales)
     key = ("decode_rows", x.device, pair.size, packed.levels, x.dtype, *there)
@@ -71,21 +100,34 @@ def supports(pair: CoupledBases, packed: Packed, x: Tensor, scales: Scales) -> b
     )
 
 
+def takes(packed: Packed, x: Tensor) -> bool:
+    """Whether there are kernels for activations and a matrix like these, whatever their sizes."""
+    plain = packed.group_scale is None and packed.codebook.shape[1] == 2 and packed.codebook.dtype == torch.float32
+    interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    return plain and x.dtype in DTYPES and packed.rows > 0 and (x.is_cuda or interpreted)
+
+
 def _trial(pair: CoupledBases, levels: int, x: Tensor, there: tuple[bool, ...]) -> float:
     """The relative error of a few rows of random codes, with the scales that are there."""
+    packed, scales, u, v, factors = drawn(levels, (TRIAL_ROWS, pair.size), x.device, there)
+    expected = (basis_for(pair.first).apply(u) + basis_for(pair.second).apply(v)) * factors
+    return relative_error(decode(pair, packed, x.dtype, scales).cpu(), expected)
+
+
+def drawn(levels: int, shape: tuple[int, int], device: torch.device, there: tuple[bool, ...]) -> Draw:
+    """Codes of a shape on a device, and the scales that are there; the terms and factors on the CPU."""
     draw = torch.Generator().manual_seed(levels)
-    codes = torch.randint(levels, (TRIAL_ROWS, pair.size), generator=draw, dtype=torch.uint8)
+    codes = torch.randint(levels, shape, generator=draw, dtype=torch.uint8)
     codebook = torch.randn(levels, 2, generator=draw)
     row, column, channel = (
         torch.rand(n, generator=draw) + 0.5 if wanted else torch.ones(n)
-        for n, wanted in zip((TRIAL_ROWS, pair.size, pair.size), there, strict=True)
+        for n, wanted in zip((shape[0], shape[1], shape[1]), there, strict=True)
     )
     u, v = (codebook.double()[codes.int()] * column.unsqueeze(1)).unbind(-1)
-    expected = (basis_for(pair.first).apply(u) + basis_for(pair.second).apply(v)) * row.unsqueeze(1) / channel
-    packed = Packed(pack(codes, levels).to(x.device), codebook.to(x.device), pair.size)
+    packed = Packed(pack(codes, levels).to(device), codebook.to(device), shape[1])
     given = zip((row.unsqueeze(1), column, channel), there, strict=True)
-    scales = Scales(*(scale.to(x.device) if wanted else None for scale, wanted in given))
-    return relative_error(decode(pair, packed, x.dtype, scales).cpu(), expected)
+    scales = Scales(*(scale.to(device) if wanted else None for scale, wanted in given))
+    return Draw(packed, scales, u, v, row.unsqueeze(1) / channel.double())
 
 
 def decode(pair: CoupledBases, packed: Packed, dtype: torch.dtype, scales: Scales) -> Tensor:
@@ -93,38 +135,40 @@ def decode(pair: CoupledBases, packed: Packed, dtype: torch.dtype, scales: Scale
     from kquant_cli.runtime.products.triton_dense import decode_rows  # noqa: PLC0415
 
     device = packed.codes.device
-    tables, powers = _tables(pair, device), _powers(packed.levels, device)
-    (P, Q), padded = _two_sides(pair.size), len(tables.inner)
-    digits, size = word(packed.levels)
-    bits = packed.levels.bit_length() - 1
+    tables, (digits, _) = tables_of(pair, device), word(packed.levels)
     out = torch.empty(packed.rows, packed.columns, dtype=dtype, device=device)
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        decode_rows[(min(packed.rows, _programs(device)),)](
+    with on_device(device):
+        decode_rows[(min(packed.rows, programs(device)),)](
             packed.codes.contiguous(),
-            powers,
+            powers(packed.levels, device),
             packed.codebook.contiguous(),
-            *tables,
-            *(tables.first if scale is None else scale.contiguous() for scale in scales),
+            *tables[:4],
+            *scales.pointers(tables.first),
             out,
             packed.rows,
             -(-packed.columns // digits),
-            0 if scales.row is None or len(scales.row) == 1 else 1,
-            1 / math.sqrt(power_and_order(pair.size)[0]),
-            levels=packed.levels,
-            table=1 << (packed.levels - 1).bit_length(),
-            bits=bits if packed.levels == 1 << bits else 0,
+            scales.step,
+            tables.root,
             digits=digits,
-            size=size,
-            P=P,
-            Q=Q,
-            padded=padded,
-            row_scaled=scales.row is not None,
-            column_scaled=scales.column is not None,
-            channel_scaled=scales.channel is not None,
+            **formats(packed.levels),
+            **tables.sizes,
+            **scales.constants(),
             num_stages=1,  # more would need more shared memory than there is
-            num_warps=max(1, min(MOST_WARPS, P * padded // TILE_PER_WARP)),
+            num_warps=tables.warps,
         )
     return out
+
+
+def formats(levels: int) -> dict[str, int]:
+    """How codes are stored, and the length of a table of them, as the kernels call it."""
+    bits = levels.bit_length() - 1
+    table = 1 << (levels - 1).bit_length()
+    return {"levels": levels, "table": table, "bits": bits if levels == 1 << bits else 0, "size": word(levels)[1]}
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def sides(size: int) -> tuple[int, int] | None:
@@ -134,37 +178,39 @@ def sides(size: int) -> tuple[int, int] | None:
     return min(fitting, key=lambda pq: pq[0] * _padded(pq[1]) * (pq[0] + _padded(pq[1])), default=None)
 
 
-def _two_sides(size: int) -> tuple[int, int]:
-    found = sides(size)
-    assert found is not None
-    return found
-
-
 def _padded(q: int) -> int:
     return max(LEAST, 1 << (q - 1).bit_length())
 
 
 @lru_cache(KEPT)
-def _tables(pair: CoupledBases, device: torch.device) -> RowTables:
-    (P, Q), (_, order) = _two_sides(pair.size), power_and_order(pair.size)
+def tables_of(pair: CoupledBases, device: torch.device) -> Tables:
+    """The tables on a device, of a size that has `sides`."""
+    two, (power, order) = sides(pair.size), power_and_order(pair.size)
+    assert two is not None
+    P, Q = two
     inner = torch.kron(torch.from_numpy(sylvester((Q // order).bit_length() - 1)).double(), dct_matrix(order))
     padding = _padded(Q) - Q
     with torch.inference_mode(False):  # kept for later calls
-        return RowTables(
+        first, second = (draw.to(device, torch.int8) for draw in two_sign_draws(pair.seed, pair.size))
+        return Tables(
             torch.from_numpy(sylvester(P.bit_length() - 1)).to(device, torch.float16),
             torch.nn.functional.pad(inner, (0, padding, 0, padding)).to(device, torch.float16),
-            *(draw.to(device, torch.int8) for draw in two_sign_draws(pair.seed, pair.size)),
+            first,
+            second,
+            {"P": P, "Q": Q, "padded": Q + padding},
+            1 / math.sqrt(power),
         )
 
 
 @lru_cache(KEPT)
-def _powers(levels: int, device: torch.device) -> Tensor:
+def powers(levels: int, device: torch.device) -> Tensor:
     """levels^digit, int64."""
     return torch.tensor([levels**digit for digit in range(word(levels)[0])], device=device)
 
 
 @lru_cache(KEPT)
-def _programs(device: torch.device) -> int:
+def programs(device: torch.device) -> int:
+    """Of a launch whose programs take many rows each."""
     if device.type != "cuda":
         return INTERPRETED_PROGRAMS
     return PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count

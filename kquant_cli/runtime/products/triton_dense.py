@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kquant_cli.runtime.products.triton_tiles import largest_entry, load_codes
+
 
 @triton.jit
 def decode_rows(  # type: ignore[no-untyped-def]
@@ -59,25 +61,17 @@ def decode_rows(  # type: ignore[no-untyped-def]
     else:
         digit = column // words
     word = column - digit * words
-    integer: tl.constexpr = tl.uint32 if size <= 4 else tl.uint64
+    power = digit
     if bits == 0:
-        power = tl.load(powers_ptr + digit, mask=inside, other=1).to(integer)
+        power = tl.load(powers_ptr + digit, mask=inside, other=1)
     hadamard = tl.load(hadamard_ptr + i[:, None] * P + k[None, :])
     inner = tl.load(inner_ptr + j[:, None] * padded + j[None, :])
     adjoint = tl.load(inner_ptr + j[None, :] * padded + j[:, None])
-    entry = tl.arange(0, 2 * table)
-    largest = tl.max(tl.abs(tl.load(codebook_ptr + entry, mask=entry < 2 * levels, other=0.0)), 0)
-    unit = tl.where(largest > 0, largest, 1.0)
+    unit = largest_entry(codebook_ptr, levels, table)
     inverse = 1.0 / unit
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         line = codes_ptr + tl.cast(row, tl.int64) * (words * size)
-        number = tl.load(line + word, mask=inside, other=0).to(integer)
-        for byte in tl.static_range(1, size):
-            number |= tl.load(line + byte * words + word, mask=inside, other=0).to(integer) << (8 * byte)
-        if bits:
-            code = ((number >> (digit * bits).to(integer)) & (levels - 1)).to(tl.int32)
-        else:
-            code = ((number // power) % levels).to(tl.int32)
+        code = load_codes(line + word, digit, power, words, inside, levels, bits, size)
         v = tl.where(inside, tl.load(codebook_ptr + 2 * code + 1) * inverse, 0.0)
         if column_scaled:
             v = v * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
@@ -89,13 +83,66 @@ def decode_rows(  # type: ignore[no-untyped-def]
         if column_scaled:
             u = u * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
         y = y + u
-        y = tl.dot(y.to(tl.float16), adjoint)
-        y = tl.dot(hadamard, y.to(tl.float16))
         factor = root * unit
         if row_scaled:
             factor *= tl.load(row_scale_ptr + row * scale_step).to(tl.float32)
-        y = y * factor * tl.load(first_ptr + column, mask=inside, other=0).to(tl.float32)
-        if channel_scaled:
-            y = y / tl.load(channel_scale_ptr + column, mask=inside, other=1.0).to(tl.float32)
         out = out_ptr + tl.cast(row, tl.int64) * (P * Q)
-        tl.store(out + column, y.to(out_ptr.dtype.element_ty), mask=inside)
+        _store_row(out, y, hadamard, adjoint, factor, first_ptr, channel_scale_ptr, column, inside, channel_scaled)
+
+
+@triton.jit
+def transform_rows(  # type: ignore[no-untyped-def]
+    dense_ptr,
+    codebook_ptr,
+    hadamard_ptr,
+    inner_ptr,
+    first_ptr,
+    row_scale_ptr,
+    column_scale_ptr,
+    channel_scale_ptr,
+    out_ptr,
+    rows,
+    scale_step,
+    root,
+    levels: tl.constexpr,
+    table: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    padded: tl.constexpr,
+    row_scaled: tl.constexpr,
+    column_scaled: tl.constexpr,
+    channel_scaled: tl.constexpr,
+):
+    """out_row = s D_1 T (S w) / d of rows w (rows, P * Q) that are over the codebook's largest entry; in place, too.
+
+    The rest as in `decode_rows`.
+    """
+    i, j, k = tl.arange(0, P), tl.arange(0, padded), tl.arange(0, P)
+    column = i[:, None] * Q + j[None, :]
+    inside = (j[None, :] < Q) & (i[:, None] < P)
+    hadamard = tl.load(hadamard_ptr + i[:, None] * P + k[None, :])
+    adjoint = tl.load(inner_ptr + j[None, :] * padded + j[:, None])
+    unit = largest_entry(codebook_ptr, levels, table)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        at = tl.cast(row, tl.int64) * (P * Q)
+        y = tl.load(dense_ptr + at + column, mask=inside, other=0.0).to(tl.float32)
+        if column_scaled:
+            y = y * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        factor = root * unit
+        if row_scaled:
+            factor *= tl.load(row_scale_ptr + row * scale_step).to(tl.float32)
+        out = out_ptr + at
+        _store_row(out, y, hadamard, adjoint, factor, first_ptr, channel_scale_ptr, column, inside, channel_scaled)
+
+
+@triton.jit
+def _store_row(  # type: ignore[no-untyped-def]
+    out, y, hadamard, adjoint, factor, first_ptr, channel_scale_ptr, column, inside, channel_scaled: tl.constexpr
+):
+    """factor D_1 T y / d of a row y (P, padded)."""
+    y = tl.dot(y.to(tl.float16), adjoint)
+    y = tl.dot(hadamard, y.to(tl.float16))
+    y = y * factor * tl.load(first_ptr + column, mask=inside, other=0).to(tl.float32)
+    if channel_scaled:
+        y = y / tl.load(channel_scale_ptr + column, mask=inside, other=1.0).to(tl.float32)
+    tl.store(out + column, y.to(out.dtype.element_ty), mask=inside)

@@ -51,6 +51,26 @@ def load_words(codes_ptr, row, t, rows, words, size: tl.constexpr):  # type: ign
 
 
 @triton.jit
+def load_codes(at, digit, power, words, inside, levels: tl.constexpr, bits: tl.constexpr, size: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Codes: `digit` of the words whose first bytes are `at`; power is levels^digit, unless `bits` = log2(levels)."""
+    integer: tl.constexpr = tl.uint32 if size <= 4 else tl.uint64
+    number = tl.load(at, mask=inside, other=0).to(integer)
+    for byte in tl.static_range(1, size):
+        number |= tl.load(at + byte * words, mask=inside, other=0).to(integer) << (8 * byte)
+    if bits:
+        return ((number >> (digit * bits).to(integer)) & (levels - 1)).to(tl.int32)
+    return ((number // power.to(integer)) % levels).to(tl.int32)
+
+
+@triton.jit
+def largest_entry(codebook_ptr, levels: tl.constexpr, table: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The largest magnitude of a codebook (levels, 2); 1 where all are zero."""
+    entry = tl.arange(0, 2 * table)
+    largest = tl.max(tl.abs(tl.load(codebook_ptr + entry, mask=entry < 2 * levels, other=0.0)), 0)
+    return tl.where(largest > 0, largest, 1.0)
+
+
+@triton.jit
 def load_activations(ptr, token, at, tokens, columns, inside):  # type: ignore[no-untyped-def]
     """Columns `at` of the activations (tokens, columns); 0 where not `inside`."""
     mask = (token[:, None] < tokens) & inside[None, :]

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(8) float2 { float x, y; };
 struct Index { unsigned x, y, z; };
 typedef unsigned int u32;
@@ -217,7 +218,7 @@ template <int N> static void cp_wait() {
 }
 static u32 lds_word(saddr p) { emulator::aligned(p, 4); return *(u32*)p; }
 static uint4 lds(saddr p) { emulator::aligned(p, 16); return *(uint4*)p; }
-template <int COLUMNS> static void lds_if(uint4& v, saddr p, int column) { if (column < COLUMNS || COLUMNS >= 8) v = lds(p); }
+template <int COLUMNS, class V> static void lds_if(V& v, saddr p, int column) { emulator::aligned(p, sizeof(V)); if (column < COLUMNS || COLUMNS >= 8) v = *(V*)p; }
 // The number of phases that have ended; what is copied is there at once.
 static void barrier_init(void* b) { *(u32*)b = 0; }
 static void bulk_load(void* d, const void* s, u32 bytes, void* b) { emulator::aligned(d, 16); emulator::aligned(s, 16); emulator::aligned((void*)(size_t)bytes, 16); memcpy(d, s, bytes); ++*(u32*)b; }
