@@ -7,7 +7,11 @@ from typing import Final
 from kquant_cli.config import CompressConfig
 from kquant_cli.tuning.budget import Budget
 
-TOKENS: Final = {"fast": (8, 16384), "balanced": (32, 65536), "best": (64, 131072)}  # a channel of the widest input; at most
+TOKENS: Final = {
+    "fast": (8, 16384),
+    "balanced": (32, 65536),
+    "best": (64, 131072),
+}  # a channel of the widest input; at most
 FEWEST: Final = 2048
 MINUTES: Final = {
     "cpu": {"fast": 0.0, "balanced": 20.0, "best": 120.0},

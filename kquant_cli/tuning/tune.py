@@ -58,7 +58,7 @@ class Tuned:
 
     def to_dict(self) -> dict[str, Any]:
         """What the manifest says of it."""
-        before, after = self.divergence
+        before, after = (value if math.isfinite(value) else None for value in self.divergence)
         return {
             "steps": self.steps,
             "tokens": self.tokens,
@@ -82,6 +82,7 @@ class Tuning:
         self.ids, self._batch = ids, max(1, TOKENS // ids.shape[1])
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._originals = {names[id(p)]: p.detach().clone() for p in self.vectors.values()}
+        self._packed = False  # whether a block gives more than hidden states
         self._hidden = self._last_hidden()
 
     def run(
@@ -183,7 +184,8 @@ class Tuning:
         ids = self.ids[numbers].to(self.device)
         hidden = self._hidden[numbers].to(self.device)
         with autocast(self.device):
-            with torch.no_grad(), replaced([block for _, block in numbered_blocks(self.model)], hidden):
+            blocks = [block for _, block in numbered_blocks(self.model)]
+            with torch.no_grad(), replaced(blocks, hidden, packed=self._packed):
                 teacher = torch.func.functional_call(
                     self.model, self._originals, kwargs={"input_ids": ids, "use_cache": False}
                 ).logits
@@ -203,7 +205,8 @@ class Tuning:
         (_, last), found = numbered_blocks(self.model)[-1], []
 
         def keep(_module: Any, _args: Any, output: Any) -> None:
-            found.append((output[0] if isinstance(output, tuple) else output).cpu())
+            self._packed = isinstance(output, tuple)
+            found.append((output[0] if self._packed else output).cpu())
 
         handle = last.register_forward_hook(keep)
         try:
