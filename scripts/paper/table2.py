@@ -27,8 +27,14 @@ PAPER = "paper-opt.yaml"
 ROWS: dict[str, tuple[str | None, dict[str, Any]]] = {  # name: file of settings, and what is set beside it
     "uniform 8 bits": (None, {"encoder": "uniform", "bits": 8, "calibration": "none"}),
     "uniform 4 bits": (None, {"encoder": "uniform", "bits": 4, "calibration": "none"}),
-    "uniform 8 bits, one range a tensor": (None, {"encoder": "uniform", "bits": 8, "group_size": 0, "calibration": "none"}),
-    "uniform 4 bits, one range a tensor": (None, {"encoder": "uniform", "bits": 4, "group_size": 0, "calibration": "none"}),
+    "uniform 8 bits, one range a tensor": (
+        None,
+        {"encoder": "uniform", "bits": 8, "group_size": 0, "calibration": "none"},
+    ),
+    "uniform 4 bits, one range a tensor": (
+        None,
+        {"encoder": "uniform", "bits": 4, "group_size": 0, "calibration": "none"},
+    ),
     "Kashin 4 bits, bad layers dense": (PAPER, {"bits": 4, "on_no_convergence": "keep"}),
     "Kashin 5 bits, bad layers dense": (PAPER, {"bits": 5, "on_no_convergence": "keep"}),
     "Kashin 6 bits, bad layers dense": (PAPER, {"bits": 6, "on_no_convergence": "keep"}),
