@@ -151,7 +151,7 @@ class Record:
     u_max: float | None = None  # |u|_inf and |v|_inf in units of the weight's root mean square
     v_max: float | None = None
     relative_error: float = float("nan")  # |weight - decoded|_F / |weight|_F, 0 for a zero matrix
-    metric_loss: float | None = None  # what the error costs in the metric it was encoded in, relative to the weight
+    metric_loss: float | None = None  # what the error costs in the metric it was encoded in, before tuning; relative
     notes: tuple[str, ...] = ()
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,10 @@ def compressed(args: argparse.Namespace, variant: str, bits: float, seed: int) -
         if "--tune-steps" in VARIANTS[variant] or "random" in VARIANTS[variant]
         else ("--tune-minutes", str(args.minutes))
     )
+    for text in args.work.glob(f"*-{seed}.text.safetensors"):  # of another variant: taken up where it is the same text
+        if text.name != f"{out.name}.text.safetensors":
+            shutil.copyfile(text, out.with_name(out.name + ".text.safetensors"))
+        break
     command = [sys.executable, "-m", "kquant_cli", "compress", args.model, "--bits", f"{bits:g}", "--seed", str(seed)]
     subprocess.run([*command, *VARIANTS[variant], *minutes, "-o", str(out)], check=True)
     return out

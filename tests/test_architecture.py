@@ -31,13 +31,14 @@ MAY_IMPORT = {
     "config": "encoders errors setting_types suggestions",
     "checkpoint": "errors files overlap suggestions",
     "hf": "checkpoint devices errors suggestions",
-    "calibration": "checkpoint devices divergence errors files hf",
+    "calibration": "checkpoint devices divergence encoders errors files hf",
+    "tuning": "bases encoded errors files hf",
     "allocation": "packing",
     "bundle": "encoded errors files overlap",
     "runtime": "bases bundle checkpoint devices encoded errors files hf native packing process_memory suggestions",
     "version": "runtime",  # kquant_cli/__init__.py: the version, and names that load on first use
     "compress": "allocation bundle calibration checkpoint config encoded encoders errors files hf native "
-    "overlap process_memory version",
+    "overlap process_memory tuning version",
     "evaluation": "checkpoint demo divergence errors hf suggestions version",
     "speed": "devices errors hf native process_memory runtime",
     "report": "bundle errors",

@@ -1,7 +1,7 @@
 """The metric of every matrix (encoders/metric.py): second moments of its inputs, weighted by squared gradients.
 
-    H = sum_t w_t x_t x_t^T,    w_t = mean_i g_ti^2,    g_t the gradient of the text's cross-entropy with respect to the
-    matrix's output for token t
+    H = sum_t w_t x_t x_t^T,    w_t = mean_i g_ti^2,    g_t the gradient of the tokens' cross-entropy with respect to
+    the matrix's output for token t
 
 One forward pass keeps what each block was given; then the blocks are run again from the last to the first, each with
 the gradient of what it gives: no more of a backward pass is in memory than one block's, and no more of the moments than
@@ -21,7 +21,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from kquant_cli.calibration.input_modules import find_input_modules
+from kquant_cli.calibration.input_modules import find_input_modules, is_linear
 from kquant_cli.calibration.unavailable import StatisticsUnavailable, or_unavailable
 from kquant_cli.checkpoint import Matrix
 from kquant_cli.encoders.metric import Metric
@@ -99,7 +99,8 @@ class GradientMoments:
     ) -> Iterator[tuple[dict[str, Metric], dict[str, str]]]:
         """Block after block, from the last to the first: metrics by matrix's name, and why others of it have none.
 
-        Matrices outside the blocks, or whose module is not found, are in none. Metrics are on the device.
+        Matrices outside the blocks, and those that are not the weight of a linear layer, are in none: of an expert that
+        is part of a larger tensor no hook sees the output. Metrics are on the device.
         """
         found = find_input_modules(self.model, matrices, tied)
         shapes = {matrix.name: matrix.shape for matrix in matrices}
@@ -109,7 +110,7 @@ class GradientMoments:
             users: dict[nn.Module, list[_Sums]] = {}
             sums: dict[str, _Sums] = {}
             for name, inputs in found.items():
-                if inputs.modules and inside.issuperset(inputs.modules):
+                if inputs.modules and inside.issuperset(inputs.modules) and all(map(is_linear, inputs.modules)):
                     sums[name] = _Sums.zeros(*shapes[name], self.device)
                     for module in inputs.modules:
                         users.setdefault(module, []).append(sums[name])
@@ -162,7 +163,8 @@ class GradientMoments:
         """The sum of the cross-entropy of a chunk; its gradient goes where the last block's output is."""
         assert chunk.output is not None
         hidden = chunk.output.detach().clone().requires_grad_()
-        with replaced([module for _, module in self._blocks], hidden), torch.enable_grad(), autocast(self.device):
+        blocks, packed = [module for _, module in self._blocks], chunk.calls[-1].packed
+        with replaced(blocks, hidden, packed=packed), torch.enable_grad(), autocast(self.device):
             logits = self.model(input_ids=chunk.ids, use_cache=False).logits
             loss = nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1).float(), chunk.ids[:, 1:].flatten(), reduction="sum"
@@ -177,27 +179,29 @@ class GradientMoments:
 
 @dataclass
 class _Call:
-    """A block's call: the hidden states (kept in bfloat16), the other arguments, and the output until it is used."""
+    """A block's call: the hidden states, the other arguments, and the output until it is used."""
 
     hidden: Tensor
     others: tuple[Any, ...]
     named: Mapping[str, Any]
     in_place: str | None  # the name of the argument that has the hidden states; None: the first
     output: Tensor | None
+    packed: bool  # whether the output is the first of several
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> _Call:
-        first = output[0] if isinstance(output, tuple) else output
+        packed = isinstance(output, tuple)
+        first = output[0] if packed else output
         hidden = first if isinstance(first, Tensor) else None
         if args and isinstance(args[0], Tensor):
-            return cls(args[0], args[1:], kwargs, None, hidden)
+            return cls(args[0], args[1:], kwargs, None, hidden, packed)
         named = next(
             (name for name, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point()), None
         )
         if named is None:
             raise StatisticsUnavailable("the blocks take no hidden states")
         rest = {name: value for name, value in kwargs.items() if name != named}
-        return cls(kwargs[named], args, rest, named, hidden)
+        return cls(kwargs[named], args, rest, named, hidden, packed)
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """The hidden states that `block` makes of others."""
@@ -245,7 +249,7 @@ class _Chunk:
         try:
             with torch.enable_grad(), autocast(hidden.device):
                 made = call.run(block, hidden)
-            made.backward(gradient)
+            made.backward(None if gradient is None else gradient.to(made.dtype))
         finally:
             for handle in handles:
                 handle.remove()

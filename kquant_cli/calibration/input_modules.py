@@ -52,6 +52,11 @@ def find_input_modules(model: Any, matrices: Iterable[Matrix], tied: Mapping[str
     return {matrix.name: _judged(matrix, holders(matrix)) for matrix in matrices}
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module's output is its input times its weight, and a bias."""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
 def outside(part: nn.Module, found: Iterable[InputModules]) -> bool:
     """Whether any module of what was found is none of `part`."""
     within = set(part.modules())
@@ -70,6 +75,6 @@ def _judged(matrix: Matrix, holders: Collection[_Holder]) -> InputModules:
 
 def _doubt(matrix: Matrix, module: nn.Module, whole: bool) -> str:
     """Why the module's input may not be the matrix's; empty if it is, provided that it has its in_features."""
-    if whole and isinstance(module, (nn.Linear, Conv1D)):
+    if whole and is_linear(module):
         return WRONG_SIDE if matrix.transposed != isinstance(module, Conv1D) else ""
     return SQUARE if matrix.shape[0] == matrix.shape[1] else ""

@@ -20,6 +20,7 @@ from kquant_cli.hf.tokens import random_ids, vocabulary
 
 LENGTH: Final = 512  # tokens of a sequence, where the model can have so many
 TOGETHER: Final = {"cpu": 64, "cuda": 256}  # sequences sampled at once
+FEWEST: Final = 2  # sequences
 FIRST_ROOM: Final = 64  # tokens that a cache has room for at first
 
 
@@ -35,6 +36,7 @@ def write_text(
 ) -> Tensor:
     """Token ids (sequences, length) that `model`, on `device`, samples: about `tokens` in all, as equal sequences.
 
+    They are two or more, so that there are two halves.
     `first` begins every sequence, before a random token. `progress` is told of tokens. The same seed gives the same ids
     where the model computes the same.
 
@@ -44,8 +46,8 @@ def write_text(
         The model's logits are not finite.
     """
     longest = longest_input(model)
-    length = max(2, min(LENGTH, tokens, LENGTH if longest is None else longest))
-    count = max(1, -(-tokens // length))
+    length = max(2, min(LENGTH, tokens // FEWEST, LENGTH if longest is None else longest))
+    count = max(FEWEST, -(-tokens // length))
     generator = torch.Generator().manual_seed(seed)
     size = min(vocabulary(model), model.config.get_text_config().vocab_size)
     begin = random_ids(model.config, size, count, lambda n, k: torch.randint(n, (k,), generator=generator))
@@ -59,6 +61,7 @@ def write_text(
     for part, drawn in zip(
         ids.split(TOGETHER.get(device.type, 64)), draws.split(TOGETHER.get(device.type, 64)), strict=True
     ):
+        done += given * len(part)
         for _ in _continued(model, part, drawn, given, size, device):
             done += len(part)
             progress(done, ids.numel())

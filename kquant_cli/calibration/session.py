@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kquant_cli.calibration.own_text import LENGTH, write_text
+from kquant_cli.calibration.own_text import FEWEST, LENGTH, write_text
 from kquant_cli.calibration.text_source import OWN, open_source, text_digest
 from kquant_cli.calibration.unavailable import StatisticsUnavailable, or_unavailable
 from kquant_cli.checkpoint import Checkpoint
@@ -34,7 +34,6 @@ from kquant_cli.hf.tokens import read_tokenizer, text_ids, vocabulary
 
 ENDING: Final = ".text.safetensors"
 ROOM: Final = 3  # times the model's float32 weights: gradients, moments and the text's hidden states beside them
-FEWEST: Final = 2  # sequences, so that there are two halves
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,11 @@ def open_session(
         The text cannot be used, its logits are not finite, or the file cannot be written.
     """
     _require_memory(checkpoint, device)
-    with or_unavailable(checkpoint.name), quiet():
-        model = load_dense(checkpoint.path, device=device, dtype=torch.float32).model.requires_grad_(False)
+    try:
+        with quiet():
+            model = load_dense(checkpoint.path, device=device, dtype=torch.float32).model.requires_grad_(False)
+    except KQuantError as error:
+        raise StatisticsUnavailable(str(error).replace(str(checkpoint.path), checkpoint.name)) from error
     described = OWN if source == OWN else open_source(source).description
     settings = json.dumps([fingerprint, described, tokens, seed, device.type, LENGTH])
     wanted = sha256(settings.encode()).hexdigest()

@@ -18,7 +18,7 @@ from torch import nn
 
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.calibration.gradient_moments import GradientMoments
-from kquant_cli.calibration.input_modules import find_input_modules
+from kquant_cli.calibration.input_modules import find_input_modules, is_linear
 from kquant_cli.calibration.session import Session
 from kquant_cli.checkpoint import Checkpoint
 from kquant_cli.compress.plan import Job, Plan
@@ -35,7 +35,7 @@ TOGETHER: Final = {"cpu": 4, "cuda": 64}  # matrices of one shape
 HELD: Final = 1 << 30  # bytes of moments
 
 STATE: Final = "tuning.safetensors"  # in the run's own folder
-RATES: Final = ((2.5, 2e-3), (8.0, 1e-3))  # of tuning, for so many bits at most
+RATES: Final = ((2.5, 4e-3), (3.5, 2e-3), (8.0, 1.5e-3))  # of tuning, for so many bits at most
 
 Done = Callable[[Job, Staged, float], None]
 Told = Callable[[int, int], None]
@@ -86,9 +86,12 @@ class Waiting:
 def encode_calibrated(
     plan: Plan, moments: GradientMoments, staging: Staging, device: torch.device, done: Done
 ) -> tuple[str, ...]:
-    """Encode the plan's calibrated jobs that are not yet in `staging`; sentences on those that cannot be."""
+    """Encode the plan's calibrated jobs that are not yet so in `staging`; sentences on those that cannot be.
+
+    A run that goes on asks anew for those, too, that are there without calibration: its sentences are the same.
+    """
     jobs = {job.matrix.name: job for job in plan.jobs if job.calibrated}
-    missing = {name: job for name, job in jobs.items() if staging.find(name) is None}
+    missing = {name: job for name, job in jobs.items() if not _in_metric(staging.find(name))}
     waiting, lost = Waiting(plan, staging, device, done), dict.fromkeys(missing, NOT_FOUND)
     if not missing:
         return ()
@@ -99,6 +102,10 @@ def encode_calibrated(
             waiting.add(missing[name], metric)
     waiting.finish()
     return _notes(lost, len(jobs))
+
+
+def _in_metric(found: Staged | None) -> bool:
+    return found is not None and found.record.metric_loss is not None
 
 
 def sensitivities(
@@ -148,7 +155,8 @@ def _modules(model: Any, plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
     jobs = [job for job in plan.jobs if job.calibrated]
     names = {module: name for name, module in model.named_modules()}
     found = find_input_modules(model, [job.matrix for job in jobs], checkpoint.tied)
-    return {name: names[inputs.modules[0]] for name, inputs in found.items() if len(inputs.modules) == 1}
+    alone = {name: inputs.modules[0] for name, inputs in found.items() if len(inputs.modules) == 1}
+    return {name: names[module] for name, module in alone.items() if is_linear(module)}
 
 
 def _vectors(model: Any, checkpoint: Checkpoint) -> dict[str, tuple[nn.Parameter, torch.dtype]]:

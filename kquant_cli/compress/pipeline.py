@@ -34,7 +34,7 @@ from kquant_cli.compress.plan import Job, Plan, describe_texts
 from kquant_cli.compress.preparation import Prepared, Stage, prepare
 from kquant_cli.compress.weights import read_weight
 from kquant_cli.encoded import EncodedMatrix, Record
-from kquant_cli.encoders import encode
+from kquant_cli.encoders import encode, relative_error
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.json_object import write_json
 from kquant_cli.native import loops
@@ -93,6 +93,8 @@ def compress(
         notes = _calibrate(prepared, staging, device, progress)
         staged = _encode_all(plan, prepared.scales, staging, device, progress)
         tuned = _tune(prepared, staged, staging, device, stage)
+        if tuned is not None:
+            staged = _restated(plan, staged, tuned, device)
         folder = fresh(staging.folder)
         for note in (*notes, *(tuned.notes if tuned else ())):
             say(f"note: {note}")
@@ -159,6 +161,10 @@ def _calibrate(
     def done(job: Job, staged: Staged, seconds: float) -> None:
         progress(Progress(job, staged.record, False, seconds))
 
+    for job in prepared.plan.jobs:
+        if job.calibrated and (found := staging.find(job.matrix.name)):
+            progress(Progress(job, found.record, True, 0.0))
+
     notes = encode_calibrated(prepared.plan, prepared.moments, staging, torch.device(device), done)
     prepared.moments.release()
     return_freed_memory()
@@ -183,6 +189,19 @@ def _tune(
         budget,
         lambda done, total: stage("tuning of scales and norms", done, total),
     )
+
+
+def _restated(plan: Plan, staged: Mapping[str, Staged], tuned: Tuned, device: torch.device | str) -> dict[str, Staged]:
+    """The finished matrices with the errors that tuned scales leave."""
+    changed = dict(staged)
+    for job in plan.jobs:
+        if (scales := tuned.scales.get(job.matrix.name)) is not None:
+            one = staged[job.matrix.tensor]
+            scale, col_scale = scales
+            encoded = replace(one.encoded(), scale=scale, col_scale=col_scale)
+            error = relative_error(read_weight(plan.checkpoint, job.matrix, device), encoded)
+            changed[job.matrix.tensor] = replace(one, record=replace(one.record, relative_error=error))
+    return changed
 
 
 def _encode_all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,7 +12,7 @@ from kquant_cli.bundle.writer import RESERVED
 from kquant_cli.calibration import OWN, describe_source, is_causal
 from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
 from kquant_cli.config import CompressConfig, EncoderConfig, settings_of_matrix
-from kquant_cli.encoders import check_bases, encoded_bytes
+from kquant_cli.encoders import check_bases, encoded_bytes, takes_metric
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.block_names import block_of
 
@@ -107,6 +108,7 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
         check_bases(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
     describe_texts(config)
     require_writer(checkpoint, config)
+    require_reader(jobs, config)
     taken = [str(name) for name in checkpoint.other_files if name.as_posix() in RESERVED]
     lost = (f"the source's {', '.join(taken)} is not copied: a bundle has its own",) if taken else ()
     return Plan(checkpoint, config, jobs, selection.notes + lost)
@@ -115,9 +117,7 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
 def _job(matrix: Matrix, config: CompressConfig, checkpoint: Checkpoint) -> Job:
     settings = settings_of_matrix(config, matrix.name)
     on_text = config.calibration not in ("random", "none") and is_causal(checkpoint.config)
-    levels = 2 if settings.is_average else settings.level_count
-    takes = settings.chosen.layout_in_metric(matrix.shape, levels, settings.settings) is not None
-    return Job(matrix, settings, calibrated=on_text and takes and block_of(matrix.name) is not None)
+    return Job(matrix, settings, calibrated=on_text and takes_metric(settings) and block_of(matrix.name) is not None)
 
 
 def require_writer(checkpoint: Checkpoint, config: CompressConfig) -> None:
@@ -126,6 +126,15 @@ def require_writer(checkpoint: Checkpoint, config: CompressConfig) -> None:
         raise KQuantError(
             f"{checkpoint.name}: `calibration` is own, but this is no causal language model, which could write text; "
             f"give --calibration random, none, or leave it out"
+        )
+
+
+def require_reader(jobs: Iterable[Job], config: CompressConfig) -> None:
+    """KQuantError where the model is to write text, and no matrix is encoded by what reads it."""
+    if config.calibration == OWN and not any(job.calibrated for job in jobs):
+        raise KQuantError(
+            f"`calibration` is own, which the encoder {config.encoder}, so set, has no use for; give --calibration "
+            f"random or none, or choose --encoder annealed with a side other than input"
         )
 
 

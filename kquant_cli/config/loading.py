@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from kquant_cli.config.mistakes import explain
 from kquant_cli.config.schema import COMBINATION, CompressConfig, EncoderConfig, all_settings, changed
-from kquant_cli.encoders import ENCODERS
+from kquant_cli.encoders import ENCODERS, takes_metric
 from kquant_cli.errors import KQuantError
 from kquant_cli.suggestions import nearest
 
@@ -60,6 +60,19 @@ def _check_read(config: CompressConfig, flags: Mapping[str, Any]) -> None:
             "command line: `equal_fused` is not used where every matrix has the same bits; leave it out, or give "
             "--bits an average such as 3.25"
         )
+    for flag in ("calibration_tokens", "tune_minutes", "tune_steps"):
+        if flag not in flags:
+            continue
+        if config.calibration in ("random", "none"):
+            raise KQuantError(
+                f"command line: `{flag}` is not used where `calibration` is {config.calibration}; leave it out, or "
+                f"give --calibration own or a text file"
+            )
+        if not any(takes_metric(c) for c in settings):
+            raise KQuantError(
+                f"command line: `{flag}` is not used by the encoder {' or '.join(sorted(encoders))}, so set; leave it "
+                f"out, or choose --encoder annealed with a side other than input"
+            )
     if "tune_steps" in flags and "tune_minutes" in flags:
         raise KQuantError("command line: `tune_steps` and `tune_minutes` are both given; expected one of the two")
 

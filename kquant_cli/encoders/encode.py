@@ -52,6 +52,11 @@ def encoded_bytes(shape: tuple[int, int], choice: Choice, *, in_metric: bool = F
     return sum(math.prod(size) * dtypes.get(name, scale).itemsize for name, size in layout.tensor_shapes().items())
 
 
+def takes_metric(choice: Choice) -> bool:
+    """Whether the encoder, so set, can encode in a metric."""
+    return choice.chosen.layout_in_metric((2, 2), 2, choice.settings) is not None
+
+
 def encode(weight: torch.Tensor, choice: Choice, channel_scale: torch.Tensor | None = None) -> EncodedMatrix:
     """Encode `weight` (out_features, in_features), of any float dtype, on its device; its record has the error.
 
@@ -84,6 +89,13 @@ def encode_in_metric(weights: Sequence[torch.Tensor], metrics: Sequence[Metric],
 def unit_losses(weights: Sequence[torch.Tensor], metrics: Sequence[Metric], choice: Choice) -> list[float]:
     """The loss in its metric of each of `weights`, of one shape, by relative squared error that the encoding leaves."""
     return choice.chosen.unit_losses([_checked(weight) for weight in weights], metrics, choice.settings)
+
+
+def relative_error(weight: torch.Tensor, encoded: EncodedMatrix) -> float:
+    """|weight - decoded|_F / |weight|_F; 0 for a zero matrix."""
+    computed = _checked(weight)
+    norm = _norm(computed)
+    return _norm(encoded.decode(computed.dtype).to(computed.device).sub_(computed)) / norm if norm else 0.0
 
 
 def _checked(weight: torch.Tensor) -> torch.Tensor:

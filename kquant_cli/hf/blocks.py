@@ -20,12 +20,16 @@ def numbered_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def replaced(blocks: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
-    """Within it, every block gives `hidden`, as it would give its hidden states: what is left is the head."""
+def replaced(blocks: Sequence[nn.Module], hidden: Tensor, *, packed: bool = False) -> Iterator[None]:
+    """Within it, every block gives `hidden`, as it would give its hidden states: what is left is the head.
+
+    `packed`: the blocks give hidden states and something else, which is None here.
+    """
     own = [(block, vars(block).get("forward")) for block in blocks]
+    given = (hidden, None) if packed else hidden
     try:
         for block in blocks:
-            block.forward = lambda *_args, **_kwargs: hidden
+            block.forward = lambda *_args, **_kwargs: given
         yield
     finally:
         for block, forward in own:

@@ -25,7 +25,8 @@ def save_state(
     for number, parameter in enumerate(parameters):
         tensors[f"{number}.value"] = parameter.detach().cpu()
         for key in MOMENTS:
-            tensors[f"{number}.{key}"] = optimizer.state[parameter][key].cpu()
+            known = optimizer.state.get(parameter, {}).get(key)  # none of a parameter that has had no gradient
+            tensors[f"{number}.{key}"] = torch.zeros_like(tensors[f"{number}.value"]) if known is None else known.cpu()
     entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
     with tensor_file(path, entries, {"step": str(step), "total": str(total)}, durable=False) as file:
         for name in file.order:

@@ -59,7 +59,7 @@ class Tuned:
 
     def to_dict(self) -> dict[str, Any]:
         """What the manifest says of it."""
-        before, after = self.divergence
+        before, after = (value if math.isfinite(value) else None for value in self.divergence)
         return {
             "steps": self.steps,
             "tokens": self.tokens,
@@ -82,6 +82,7 @@ class Tuning:
         self._blocks = [block for _, block in numbered_blocks(model)]
         self.model, self.vectors = in_dtype(model, {n: p for n, (p, _) in vectors.items()}, computed_dtype(device))
         self._originals = {name: parameter.detach().clone() for name, parameter in self._named()}
+        self._packed = False  # whether a block gives more than hidden states
         self._hidden = self._last_hidden()
 
     def run(
@@ -183,7 +184,7 @@ class Tuning:
         ids = self.ids[numbers].to(self.device)
         hidden = self._hidden[numbers].to(self.device)
         arguments = {"input_ids": ids, "use_cache": False}
-        with torch.no_grad(), replaced(self._blocks, hidden):
+        with torch.no_grad(), replaced(self._blocks, hidden, packed=self._packed):
             teacher = torch.func.functional_call(self.model, self._originals, kwargs=arguments).logits
         return divergence(self.model(**arguments).logits, teacher)
 
@@ -205,7 +206,8 @@ class Tuning:
         last, found = self._blocks[-1], []
 
         def keep(_module: Any, _args: Any, output: Any) -> None:
-            found.append((output[0] if isinstance(output, tuple) else output).cpu())
+            self._packed = isinstance(output, tuple)
+            found.append((output[0] if self._packed else output).cpu())
 
         handle = last.register_forward_hook(keep)
         try:

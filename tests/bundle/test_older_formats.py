@@ -1,8 +1,8 @@
 """A bundle of format 2, in which every matrix stores its codebook, reads and runs as ever.
 
 version_2.zip was written by the last kquant of that format: compress(make("llama", "src", vocab_size=64,
-num_hidden_layers=1, tie_word_embeddings=True), "version-2", effort="fast", calibration="random", bits=3), by the functions of
-small_bundles.py and tiny_models.py.
+num_hidden_layers=1, tie_word_embeddings=True), "version-2", effort="fast", stats="random", bits=3), by the functions of
+small_bundles.py and tiny_models.py; the setting is now called `calibration`.
 """
 
 import json

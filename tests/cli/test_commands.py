@@ -56,8 +56,8 @@ def test_default_output_and_newest(kquant, tiny_llama, tmp_path, monkeypatch):
 
 
 PAPERS = {
-    "encoder": "greedy", "calibration": "none", "bits": 2, "basis": "butterfly", "basis_count": 2, "rule": "alternating",
-    "form": "vector", "max_iter": 7, "tol": 0.001, "init": "peaks", "restarts": 2,
+    "encoder": "greedy", "calibration": "none", "bits": 2, "basis": "butterfly", "basis_count": 2,
+    "rule": "alternating", "form": "vector", "max_iter": 7, "tol": 0.001, "init": "peaks", "restarts": 2,
     "kmeans_iter": 40, "kmeans_tol": 1e-5, "group_size": 64, "seed": 9,
     "include": ["lm_head.weight"], "exclude": ["*.q_proj*"], "on_no_convergence": "uniform:5",
 }  # fmt: skip
@@ -69,15 +69,20 @@ OURS = {
     "side": "output",
     "calibration": "random",
 }
-AVERAGE = {"bits": 2.5, "effort": "fast", "sensitivity": "data-free"}
+AVERAGE = {"bits": 2.5, "effort": "fast", "calibration": "random", "equal_fused": False}
+CALIBRATED = {"levels": 3, "effort": "fast", "calibration": "own", "calibration_tokens": 256, "tune_steps": 1}
+MINUTES = {"bits": 2, "effort": "fast", "calibration": "auto", "calibration_tokens": 256, "tune_minutes": 0.0}
 
 
-@pytest.mark.parametrize("flags", [PAPERS, OURS, AVERAGE], ids=["paper", "ours", "average"])
+@pytest.mark.parametrize(
+    "flags", [PAPERS, OURS, AVERAGE, CALIBRATED, MINUTES], ids=["paper", "ours", "average", "calibrated", "minutes"]
+)
 def test_every_setting_reaches_the_bundle(kquant, tiny_llama, tmp_path, flags):
     args = []
     for key, value in flags.items():
+        option = key.replace("_", "-")
         for item in value if isinstance(value, list) else [value]:
-            args += [f"--{key.replace('_', '-')}", item]
+            args += [f"--{option}" if item else f"--no-{option}"] if isinstance(item, bool) else [f"--{option}", item]
     assert kquant("compress", tiny_llama, "-o", tmp_path / "b", *args).code == 0
     settings = json.loads((tmp_path / "b" / "kquant.json").read_text())["settings"]
     assert {key: settings[key] for key in flags} == flags
@@ -85,7 +90,7 @@ def test_every_setting_reaches_the_bundle(kquant, tiny_llama, tmp_path, flags):
 
 def test_every_setting_has_a_flag():
     known = set(all_settings()) - {"layers"}  # rules are for a file
-    assert known == set(PAPERS) | set(OURS) | set(AVERAGE)
+    assert known == set().union(PAPERS, OURS, AVERAGE, CALIBRATED, MINUTES)
 
 
 def test_flags_override_the_file(kquant, tiny_llama, tmp_path):
@@ -108,7 +113,7 @@ def test_dry_run_writes_nothing_and_is_right(kquant, tiny_llama, tmp_path):
 
 def test_dry_run_says_what_channel_scales_may_add(kquant, tiny_llama, tmp_path):
     """Which layers share an input, and so a scale, is known only after measuring: the plan gives both ends."""
-    args = ("compress", tiny_llama, "-o", tmp_path / "b", "--effort", "fast")
+    args = ("compress", tiny_llama, "-o", tmp_path / "b", "--effort", "fast", "--calibration", "random")
     plan = kquant(*args, "--dry-run", "--json", tmp_path / "plan.json")
     values = json.loads((tmp_path / "plan.json").read_text())
     assert "MB -> about" in plan.out
@@ -126,6 +131,7 @@ def test_dry_run_says_what_channel_scales_may_add(kquant, tiny_llama, tmp_path):
 def test_dry_run_of_an_average_shows_what_each_matrix_gets(kquant, tiny_llama, tmp_path):
     transformers.utils.logging.enable_progress_bar()  # `kquant eval`, run in this process before, has them off
     args = ("compress", tiny_llama, "-o", tmp_path / "b", "--effort", "fast", "--bits", 4.5)
+    args += ("--calibration", "random")
     plan = kquant(*args, "--dry-run", "--json", tmp_path / "plan.json")
     assert plan.code == 0
     assert not (tmp_path / "b").exists()
@@ -151,6 +157,7 @@ def test_dry_run_of_an_average_shows_what_each_matrix_gets(kquant, tiny_llama, t
 
 def test_inspect_of_an_average(kquant, tiny_llama, tmp_path):
     args = ("compress", tiny_llama, "-o", tmp_path / "b", "--effort", "fast", "--bits", 4.5)
+    args += ("--calibration", "random")
     done = kquant(*args)
     assert "bits a weight of 4.5" in done.err  # the plan is printed
     shown = kquant("inspect", tmp_path / "b", "--json", tmp_path / "i.json")
@@ -251,7 +258,16 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path):
             ("compress", "{model}", "--effort", "best", "--encoder", "greedy"),
             "`effort` is not used by the encoder greedy",
         ),
-        (("compress", "{model}", "--sensitivity", "data-free"), "`sensitivity` is not used where"),
+        (("compress", "{model}", "--no-equal-fused"), "`equal_fused` is not used where every matrix has the same bits"),
+        (
+            ("compress", "{model}", "--tune-steps", "3", "--tune-minutes", "1"),
+            "`tune_steps` and `tune_minutes` are both given; expected one of the two",
+        ),
+        (
+            ("compress", "{model}", "--calibration-tokens", "3"),
+            "`calibration_tokens` is 3, expected greater than or equal to 4",
+        ),
+        (("compress", "{model}", "--tune-steps", "-1"), "`tune_steps` is -1, expected greater than or equal to 0"),
         (("compress", "{model}", "--on-no-convergence", "uniform:3.5"), "`on_no_convergence` is 'uniform:3.5'"),
         (
             ("compress", "{model}", "--calibration", "{tmp}/none.txt"),
@@ -260,10 +276,10 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path):
         (("compress", "{model}", "--calibration", "{tmp}/none.txt", "--dry-run"), "none.txt cannot be read"),
         (("compress", "{model}", "--calibration", "/dev/null"), "/dev/null is empty: expected a UTF-8 text file"),
         (
-            ("compress", "{model}", "--bits", "2.5", "--sensitivity", "{tmp}/none.txt"),
-            "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'data-free'",
+            ("compress", "{model}", "--bits", "2.5", "--calibration", "{tmp}/none.txt"),
+            "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'random'",
         ),
-        (("compress", "{model}", "--bits", "2.5", "--sensitivity", "/dev/null"), "/dev/null is empty: expected"),
+        (("compress", "{model}", "--bits", "2.5", "--calibration", "/dev/null"), "/dev/null is empty: expected"),
         (("compress", "{model}", "--encoder", "gredy"), "did you mean `greedy`?"),
         (("compress", "{model}", "--basis", "hadamrd"), "did you mean `hadamard`"),
         (("compress", "{model}", "--config", "{tmp}/none.yaml"), "none.yaml"),
@@ -302,7 +318,7 @@ def test_help_and_version_are_light():
         "assert not heavy, heavy"
     )
     shown = subprocess.run([*KQUANT, "compress", "--help"], capture_output=True, text=True, check=True).stdout
-    for option in ("levels", "effort", "stats", "sensitivity", "codebook", "side"):
+    for option in ("levels", "effort", "calibration", "calibration-tokens", "tune-minutes", "tune-steps", "side"):
         assert f"--{option} " in shown
     slow = "{'transformers', 'sklearn', 'datasets', 'accelerate'} & set(sys.modules)"
     asked = code.replace("{'torch', 'transformers', 'sklearn', 'scipy', 'datasets'} & set(sys.modules)", slow)
@@ -317,6 +333,7 @@ def test_help_and_version_are_light():
 def test_live_display_on_a_terminal(tiny_llama, tmp_path):
     """Through a pseudo-terminal: a bar with layer, shape and rate, and the finished layers above it."""
     command = [*KQUANT, "compress", str(tiny_llama), "-o", str(tmp_path / "b"), "--effort", "fast"]
+    command += ["--calibration", "random"]
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
     process = subprocess.Popen(command, stdout=follower, stderr=follower, env=environment)

@@ -31,20 +31,25 @@ layers:
   - {match: "*.q_proj", init: peaks, basis: butterfly, basis_count: 2}
 """
 
+RANDOM = ["--calibration", "random"]  # a model that could write is not asked to
+
 # name: (source, arguments of `kquant compress`)
 CASES: dict[str, tuple[str, list[str]]] = {
-    "annealed": ("demo", ["--effort", "fast", *FIRST]),
+    "annealed": ("demo", ["--effort", "fast", *RANDOM, *FIRST]),
     "annealed-best-without-statistics": ("gpt2", ["--effort", "best", "--calibration", "none", "--bits", "2"]),
     "annealed-output": (
         "demo",
-        ["--effort", "fast", "--side", "output", "--codebook", "product", *FIRST],
+        ["--effort", "fast", "--side", "output", "--codebook", "product", *RANDOM, *FIRST],
     ),
-    "annealed-average": ("demo", ["--effort", "fast", "--bits", "3.25", *FIRST]),
+    "annealed-average": ("demo", ["--effort", "fast", "--bits", "3.25", "--no-equal-fused", *RANDOM, *FIRST]),
     "annealed-average-on-text": (
         "demo",
-        ["--effort", "fast", "--bits", "2.5", "--calibration", "none", "--sensitivity", "text.txt", *FIRST],
+        ["--effort", "fast", "--side", "input", "--bits", "2.5", "--calibration", "text.txt", *FIRST],
     ),
-    "annealed-levels": ("llama", ["--levels", "12", "--seed", "3", "--calibration", "text.txt", "--include", "lm_head"]),
+    "annealed-levels": (
+        "llama",
+        ["--levels", "12", "--seed", "3", "--side", "input", "--calibration", "text.txt", "--include", "lm_head"],
+    ),
     "greedy": (
         "demo",
         ["--encoder", "greedy", "--basis", "butterfly", "--max-iter", "10", "--bits", "2", *FIRST],
@@ -56,9 +61,12 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "uniform": ("demo", ["--encoder", "uniform", *FIRST]),
     "uniform-range": ("llama", ["--encoder", "uniform", "--group-size", "0", "--levels", "5", "--calibration", "none"]),
     "kmeans": ("gpt2", ["--encoder", "kmeans", "--bits", "3", "--restarts", "2"]),
-    "kmeans-peaks": ("bert_classifier", ["--encoder", "kmeans", "--init", "peaks", "--bits", "2", "--calibration", "none"]),
-    "rules": ("demo", ["--config", "layers.yaml", *FIRST]),
-    "experts": ("mixtral", ["--effort", "fast", "--bits", "3"]),
+    "kmeans-peaks": (
+        "bert_classifier",
+        ["--encoder", "kmeans", "--init", "peaks", "--bits", "2", "--calibration", "none"],
+    ),
+    "rules": ("demo", ["--config", "layers.yaml", *RANDOM, *FIRST]),
+    "experts": ("mixtral", ["--effort", "fast", "--bits", "3", *RANDOM]),
     "roberta": ("roberta", ["--effort", "fast"]),
 }
 

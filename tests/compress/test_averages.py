@@ -84,7 +84,7 @@ def test_too_few_bits_are_a_sentence_and_leave_no_unfinished_work(tiny_llama, tm
 def test_sensitivities_of_a_text(tmp_path):
     source, text = tiny_text_models.make(tmp_path / "source", "llama"), tmp_path / "text.txt"
     text.write_text(tiny_text_models.text(6000))
-    settings = {"effort": "fast", "bits": 4.5, "sensitivity": str(text)}
+    settings = {"encoder": "uniform", "bits": 4.5, "calibration": str(text)}
     assert compress(source, tmp_path / "b", **settings).manifest["allocation"]["sensitivities"] == str(text)
     text.write_text(tiny_text_models.text(6000, seed=4))
     with pytest.raises(KQuantError, match="is a bundle of other settings or of another source"):

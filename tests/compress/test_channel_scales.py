@@ -164,9 +164,10 @@ def test_same_run_same_bytes(tiny_llama, tmp_path, settings):
 def test_a_text_is_part_of_what_a_bundle_is(text_model, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(tiny_text_models.text())
-    bundle = compress(text_model, tmp_path / "b", calibration=str(text))
+    settings = {"effort": "fast", "side": "input", "calibration": str(text)}
+    bundle = compress(text_model, tmp_path / "b", **settings)
     assert bundle.manifest["statistics"]["source"].startswith("text.txt (SHA-256 ")
-    plan = make_plan(open_checkpoint(text_model), CompressConfig(effort="fast", calibration=str(text)))
+    plan = make_plan(open_checkpoint(text_model), CompressConfig(**settings))
     assert not pipeline.compress(plan, tmp_path / "b")  # the very same is there
     text.write_text(tiny_text_models.text(seed=4))
     with pytest.raises(KQuantError, match="is a bundle of other settings or of another source"):

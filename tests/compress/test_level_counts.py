@@ -15,7 +15,14 @@ def test_level_counts(tiny_llama, tmp_path, monkeypatch, encoder, stats):
     impose_scales(monkeypatch, first=1.5)
     rules = tuple({"match": f"*.{name}", "levels": levels} for name, levels in COUNTS.items())
     bundle = compress(
-        tiny_llama, tmp_path / "b", encoder=encoder, calibration=stats, levels=20, layers=rules, max_iter=50, kmeans_iter=20
+        tiny_llama,
+        tmp_path / "b",
+        encoder=encoder,
+        calibration=stats,
+        levels=20,
+        layers=rules,
+        max_iter=50,
+        kmeans_iter=20,
     )
     for name, layout in bundle.layouts.items():
         levels = COUNTS.get(name.rpartition(".")[2], 20)

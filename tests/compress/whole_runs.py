@@ -28,8 +28,8 @@ def compress(
     progress: Callable[[pipeline.Progress], None] = NOTHING,
     **settings: object,
 ) -> Bundle:
-    """The bundle that a run with few sweeps makes."""
-    plan = make_plan(open_checkpoint(source), CompressConfig(**{"effort": "fast", **settings}))
+    """The bundle that a run with few sweeps makes, without data unless the settings ask for some."""
+    plan = make_plan(open_checkpoint(source), CompressConfig(**{"effort": "fast", "calibration": "random", **settings}))
     assert pipeline.compress(plan, out, say=say, progress=progress)
     return open_bundle(out)
 

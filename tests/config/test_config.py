@@ -41,7 +41,7 @@ def test_shipped_files(configs):
     assert load_config(configs / "default.yaml") == CompressConfig()
     for name, iterations in (("paper-opt.yaml", 200), ("paper-glue.yaml", 6000)):
         config = load_config(configs / name)
-        assert (config.settings.max_iter, config.encoder, config.stats) == (iterations, "greedy", "none")
+        assert (config.settings.max_iter, config.encoder, config.calibration) == (iterations, "greedy", "none")
 
 
 def test_layer_rules_the_later_wins(yaml_file):
@@ -108,8 +108,13 @@ def test_fallback():
         ("bits: 2.5\nlayers:\n- {match: a, bits: 3.5}", "`layers.0.bits` is 3.5, expected whole bits"),
         ("effort: bst", "`effort` is 'bst', expected 'fast', 'balanced' or 'best'; did you mean `best`"),
         ("codebook: rings", "did you mean `ring`?"),
-        ("side: output side", "`side` is 'output side', expected 'input' or 'output'; did you mean `output`?"),
-        ("stats: 3", "`stats` is 3, expected a string"),
+        ("side: output side", "`side` is 'output side', expected 'auto', 'input' or 'output'; did you mean `output`?"),
+        ("calibration: 3", "`calibration` is 3, expected a string"),
+        ("calibration_tokens: 3", "`calibration_tokens` is 3, expected greater than or equal to 4"),
+        ("tune_minutes: -1", "`tune_minutes` is -1, expected greater than or equal to 0"),
+        ("tune_steps: 1.5", "`tune_steps` is 1.5, expected an integer"),
+        ("equal_fused: 3", "`equal_fused` is 3, expected"),
+        ("sensitivity: data-free", "`sensitivity` is not a setting"),
         ("encoder: greedy\ninit: peaks\nlevels: 6", "`init: peaks` cannot have 6 levels, expected a power of two"),
         ("encoder: kmeans\ninit: peaks\nlevels: 12", "`init: peaks` cannot have 12 levels, expected a power of two"),
         (
@@ -194,12 +199,20 @@ def test_a_flag_that_the_encoder_does_not_read_is_refused():
     assert load_config(None, {"group_size": 64, "on_no_convergence": "uniform:4"}).options.group_size == 64
 
 
-def test_sensitivities_are_for_averages(yaml_file):
+def test_equal_levels_of_fused_matrices_are_for_averages(yaml_file):
     for size in ({}, {"bits": 3}, {"levels": 6}):
-        with pytest.raises(KQuantError, match="`sensitivity` is not used where every matrix has the same bits"):
-            load_config(None, {"sensitivity": "text.txt", **size})
-    assert load_config(None, {"sensitivity": "text.txt", "bits": 3.5}).sensitivity == "text.txt"
-    assert load_config(yaml_file("sensitivity: data-free"), {"bits": 3}).bits == 3  # the file may say what is not read
+        with pytest.raises(KQuantError, match="`equal_fused` is not used where every matrix has the same bits"):
+            load_config(None, {"equal_fused": False, **size})
+    assert load_config(None, {"equal_fused": False, "bits": 3.5}).equal_fused is False
+    assert load_config(yaml_file("equal_fused: false"), {"bits": 3}).bits == 3  # the file may say what is not read
+
+
+def test_a_tuning_has_steps_or_minutes(yaml_file):
+    with pytest.raises(KQuantError, match="`tune_steps` and `tune_minutes` are both given; expected one of the two"):
+        load_config(None, {"tune_steps": 3, "tune_minutes": 2.0})
+    file = yaml_file("tune_minutes: 7\n")
+    assert load_config(file).tune_minutes == 7
+    assert load_config(file, {"tune_steps": 3}).tune_steps == 3
 
 
 def test_the_choices_are_those_of_the_registries():
@@ -249,14 +262,14 @@ def test_settings_can_be_copied_and_pickled():
 
 def test_an_encoder_cannot_have_a_setting_of_all(monkeypatch):
     class Own(EncoderSettings):
-        stats: str = Field("", description="something else")
+        calibration: str = Field("", description="something else")
 
     class Rival(Encoder[Own]):
         name, summary, Settings = "rival", "", Own
         layout = encode = expected_error = None
 
     monkeypatch.setitem(ENCODERS, "rival", Rival())
-    with pytest.raises(TypeError, match="encoder 'rival' has a setting 'stats', which all encoders have already"):
+    with pytest.raises(TypeError, match="encoder 'rival' has a setting 'calibration', which all encoders have already"):
         all_settings()
 
 

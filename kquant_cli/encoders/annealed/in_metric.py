@@ -73,14 +73,15 @@ def encode_in_metric(
     book = drive.codebook.to(device) if layout.grid is None else grid_codebook(layout.grid, 0, device)
     bases = CoupledBases(rows, settings.seed)
 
-    def anneal(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Codes, what they stand for, its scale in float16 and the trace of lines x (lines, rows)."""
+    def anneal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, what they stand for, and its scale in float16 of lines x (lines, rows)."""
         size = x.square().mean(dim=1, keepdim=True).sqrt()
-        codes, trace = anneal_with_retries(x / torch.where(size > 0, size, 1), bases, drive, expected)
+        codes, _ = anneal_with_retries(x / torch.where(size > 0, size, 1), bases, drive, expected)
         decoded = book[:, 0][codes.long()] + bases.couple(book[:, 1][codes.long()])
-        return codes, decoded, fit_scales(x, decoded).half(), trace
+        return codes, decoded, fit_scales(x, decoded).half()
 
-    codes, col_scale, trace = _encode_lines(lines, feedback, anneal)
+    codes, col_scale = _encode_lines(lines, feedback, anneal)
+    record = replace(record_of(levels, drive.codebook, drive.betas), trace=())  # one would be of all these matrices
     return [
         EncodedMatrix(
             replace(layout, exponent=exponent),
@@ -88,7 +89,7 @@ def encode_in_metric(
             book * step,
             scale=row_scales[number].unsqueeze(1),
             col_scale=col_scale[number],
-            record=record_of(levels, drive.codebook, trace.sqrt()),
+            record=record,
         )
         for number, (exponent, step) in enumerate(zip(exponents, steps, strict=True))
     ]
@@ -120,26 +121,24 @@ def unit_losses(weights: Sequence[Tensor], metrics: Sequence[Metric], settings: 
 
 
 def _encode_lines(
-    lines: Tensor, feedback: Tensor, anneal: Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (matrices, columns, rows), scales (matrices, columns) and trace of `lines` (matrices, columns, rows).
+    lines: Tensor, feedback: Tensor, anneal: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Codes (matrices, columns, rows) and scales (matrices, columns) of `lines` (matrices, columns, rows).
 
     `feedback` is U (matrices, columns, columns).
     """
     matrices, columns, rows = lines.shape
     codes, errors = torch.empty(lines.shape, dtype=torch.uint8, device=lines.device), torch.zeros_like(lines)
     scales = torch.empty(matrices, columns, dtype=torch.float16, device=lines.device)
-    traces = []
     for begin in range(0, columns, STRETCH):
         now, before = slice(begin, min(begin + STRETCH, columns)), slice(0, begin)
         within = feedback[:, now, now] + torch.eye(now.stop - begin, device=lines.device)
         back = torch.linalg.solve_triangular(within, feedback[:, before, now], upper=True, left=False)
         wanted = lines[:, now] + back.transpose(1, 2) @ errors[:, before]
-        found, decoded, scale, trace = anneal(wanted.reshape(-1, rows))
+        found, decoded, scale = anneal(wanted.reshape(-1, rows))
         codes[:, now], scales[:, now] = found.view(wanted.shape), scale.view(matrices, -1)
         errors[:, now] = lines[:, now] - (scale.float().unsqueeze(1) * decoded).view(wanted.shape)
-        traces.append(trace * (now.stop - begin))
-    return codes, scales, torch.stack(traces).sum(dim=0) / columns
+    return codes, scales
 
 
 def _right(columns: int, seed: int) -> BasisSpec:
