@@ -59,10 +59,20 @@ def describe_source(stats: str, word: str = RANDOM) -> str:
 
 
 def is_causal(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a causal language model, which can write."""
+    """Whether a config.json is that of a causal language model, which can write.
+
+    By the architecture that it names; where it names none, transformers says what models of its type are.
+    """
+    if config.get("is_encoder_decoder"):
+        return False
     named = config.get("architectures")
-    first = named[0] if isinstance(named, list) and named else None
-    return isinstance(first, str) and first.endswith(CAUSAL) and not config.get("is_encoder_decoder")
+    if isinstance(named, list) and named:
+        return isinstance(named[0], str) and named[0].endswith(CAUSAL)
+    from transformers.models.auto import modeling_auto  # noqa: PLC0415 (seconds to import)
+
+    kind = config.get("model_type")
+    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in masked
 
 
 def text_digest(ids: Tensor) -> str:
