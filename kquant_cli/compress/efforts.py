@@ -9,7 +9,7 @@ from kquant_cli.tuning.budget import Budget
 
 TOKENS: Final = {
     "fast": (8, 16384),
-    "balanced": (32, 65536),
+    "balanced": (16, 32768),
     "best": (64, 131072),
 }  # a channel of the widest input; at most
 FEWEST: Final = 2048
