@@ -21,7 +21,7 @@ from command_tables import excerpt, options, output, settings
 from encoding_tables import annealing, memory, overhead, speed
 from grid_tables import costs, grids
 from paper import tables
-from quality_tables import at_equal_bits, compared, errors, kinds
+from quality_tables import at_equal_bits, calibrated, compared, errors, kinds
 from results import RESULTS
 from runtime_tables import products, runtime
 
@@ -45,6 +45,7 @@ MEASURED: Blocks = {
     "errors": ("errors.json", errors),
     "kinds": ("errors.json", kinds),
     "compared-smollm2": ("compare-smollm2.json", compared),
+    "calibrated": ("calibrated-smollm2.json", calibrated),
     "compared-demo": ("compare-demo.json", compared),
     "integer-grids": ("integer-grids.json", costs),
     "annealing": ("bench-annealed.json", annealing),

@@ -102,3 +102,34 @@ def difference(losses: list[float], other: list[float]) -> tuple[float, float]:
     """Mean difference of the windows' losses (nats a token), and its paired standard error."""
     pairs = [a - b for a, b in zip(losses, other, strict=True)]
     return statistics.fmean(pairs), statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
+
+
+def calibrated(values: dict[str, Any]) -> str:
+    """What calibration and tuning buy, as scripts/compare_calibrated.py wrote it: a row for a rate and variant."""
+    headings = ["bits", "variant", "seeds", "bits a weight", "perplexity", "other text", "KL, nats a token", "KL, 99%"]
+    headings += ["same top token", "tuning steps", "minutes in all", "peak memory, GB"]
+    dense = values["dense"]
+    rows = [["16", "dense", "", "16", f"{dense['perplexity']:.2f}", f"{dense['other']:.2f}", *[""] * 6]]
+    found: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for row in values["rows"]:
+        found.setdefault((row["rate"], row["variant"]), []).append(row)
+    for (rate, variant), same in sorted(found.items(), key=lambda item: -item[0][0]):
+        steps = [row["tuning"]["steps"] for row in same if row["tuning"]]
+        cells = [f"{rate:g}", variant, ", ".join(str(row["seed"]) for row in same), f"{same[0]['bits']:.3f}"]
+        cells += [_spread(same, "perplexity", ".2f"), _spread(same, "other", ".2f")]
+        cells += [_spread(same, "kl", ".4f"), _spread(same, "kl_99", ".3f"), _spread(same, "same_top", ".3f")]
+        cells += [", ".join(map(str, steps)), f"{statistics.fmean(row['seconds'] for row in same) / 60:.0f}"]
+        rows.append([*cells, f"{max(row['peak'] for row in same) / 1e9:.1f}"])
+    count, length = values["windows"]
+    said = (
+        f"{values['model']}, {count} windows of {length} tokens of each text, tuning of {values['minutes']:g} minutes"
+    )
+    return f"{table(headings, rows)}\n\n{said}. Machine: {place(values['machine'])}."
+
+
+def _spread(rows: list[dict[str, Any]], key: str, form: str) -> str:
+    """The value of one row; of several the mean, and least and most."""
+    values = [row[key] for row in rows]
+    if len(values) == 1:
+        return format(values[0], form)
+    return f"{statistics.fmean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
