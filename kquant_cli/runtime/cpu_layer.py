@@ -153,8 +153,8 @@ class CpuLayer:
         for begin in range(0, self.columns, step):
             part = a[:, begin : begin + step]
             panels = a.new_empty(part.shape[1], rows)
-            arguments = (self.address, begin // PANEL, -(-len(panels) // PANEL), panels.data_ptr(), NUMBERS[a.dtype])
-            call("kquant_dense_columns", *arguments, work=panels.numel())
+            which = begin // PANEL, -(-len(panels) // PANEL)
+            call("kquant_dense_columns", self.address, *which, panels.data_ptr(), NUMBERS[a.dtype], work=panels.numel())
             torch.addmm(sums, part, panels, beta=int(begin > 0), out=sums)
         arguments = (self.address, sums.data_ptr(), NUMBERS[a.dtype], len(a), y.data_ptr(), NUMBERS[dtype])
         call("kquant_transform_last", *arguments, work=y.numel() * int(math.log2(rows)))
