@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Speed of the product of packed matrices on a CPU, beside dense matrices in float32 and bfloat16.
 
-    python scripts/bench_product.py [--threads N] [--rounds 15] [--cache-mb M] [--json FILE]
+    python scripts/bench_product.py [--side input] [--threads N] [--rounds 15] [--cache-mb M] [--json FILE]
 
 Each shape and each number of levels has copies that together exceed the last-level cache (`--cache-mb`; by default
 what the machine says, at most 1024), and one is read after the other, so that weights come from memory as they do when
 a model runs. All methods take turns in every round, so that other work on the machine treats them alike; numbers are
 medians over the rounds, ratios those of the medians. `floor` is the time in which the packed bytes can be read at the
-bandwidth that a sum over a large buffer reaches in the same rounds. `layer` is a whole layer of the annealed encoder
-from x to y, both transforms and the scale of rows included, in float32 and in bfloat16: up to 16 levels one call
-(`runtime/cpu_layer.py`). The fastest round is in the file, too: on a machine that does other work, medians of several
+bandwidth that a sum over a large buffer reaches in the same rounds. `layer` is a whole layer from x to y, transforms
+and scales included, in float32 and in bfloat16: up to 16 levels one call (`runtime/cpu_layer.py`). Its two bases are
+those of the input, as the annealed encoder's are, or with `--side output` those of the output, beside one of the input
+and a scale of columns. The fastest round is in the file, too: on a machine that does other work, medians of several
 threads mostly say how long a thread waits for a core.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from results import RESULTS, machine, write_results
 
-from kquant_cli.bases import BasisSpec
+from kquant_cli.bases import BasisSpec, CoupledBases
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout
 from kquant_cli.packing import row_bytes
 from kquant_cli.runtime import KashinLinear
@@ -69,7 +70,7 @@ def copies(size: int, cache: int) -> int:
     return min(cache // size + 2, MOST_COPIES)
 
 
-def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str, Any]]:
+def on_shape(rows: int, columns: int, cache: int, rounds: int, side: str) -> list[dict[str, Any]]:
     """One row of results for each number of levels and of tokens."""
     found = []
     dense = {
@@ -77,7 +78,7 @@ def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str,
         for dtype in (torch.float32, torch.bfloat16)
     }
     stream = torch.ones(cache // 4 + 2**22)
-    layers = {levels: layer_copies(rows, columns, levels, cache) for levels in LEVELS}
+    layers = {levels: layer_copies(rows, columns, levels, cache, side) for levels in LEVELS}
     for tokens in TOKENS:
         a, b = torch.randn(2, tokens, columns)
         packed = {levels: [packed_of(layer) for layer in made] for levels, made in layers.items()}
@@ -134,17 +135,21 @@ def on_shape(rows: int, columns: int, cache: int, rounds: int) -> list[dict[str,
     return found
 
 
-def layer_copies(rows: int, columns: int, levels: int, cache: int) -> list[KashinLinear]:
+def layer_copies(rows: int, columns: int, levels: int, cache: int, side: str) -> list[KashinLinear]:
     """Layers of random codes, laid out as a model's are."""
-    frame = Frame(
-        right_u=BasisSpec("signed_hadamard_dct", columns), right_v=BasisSpec("twice_signed_hadamard_dct", columns)
-    )
-    layout = Layout((rows, columns), levels, frame, scale=(rows, 1))
+    if side == "input":
+        pair = CoupledBases(columns, 0)
+        frame = Frame(right_u=pair.first, right_v=pair.second)
+    else:
+        pair, basis = CoupledBases(rows, 0), BasisSpec("signed_hadamard_dct", columns)
+        frame = Frame(left_u=pair.first, left_v=pair.second, right_u=basis, right_v=basis)
+    layout = Layout((rows, columns), levels, frame, scale=(rows, 1), col_scale=side == "output")
     book, scale = torch.randn(levels, 2), torch.rand(rows, 1).half()
+    col_scale = torch.rand(columns).half() if layout.col_scale else None
     layers = []
     for _ in range(copies(rows * row_bytes(columns, levels), cache)):
         codes = torch.randint(levels, (rows, columns), dtype=torch.uint8)
-        layers.append(KashinLinear.of(EncodedMatrix(layout, codes, book, scale)))
+        layers.append(KashinLinear.of(EncodedMatrix(layout, codes, book, scale, col_scale)))
     lay_out(torch.nn.ModuleList(layers))
     return layers
 
@@ -156,6 +161,7 @@ def packed_of(layer: KashinLinear) -> Packed:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", choices=("input", "output"), default="input", help="where a layer's two bases are")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
@@ -165,9 +171,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cache = args.cache_mb * 2**20 if args.cache_mb else cache_bytes()
-    values = machine() | {"threads": args.threads, "cache_mb": cache / 2**20, "rounds": args.rounds}
+    values = machine() | {"threads": args.threads, "cache_mb": cache / 2**20, "rounds": args.rounds, "side": args.side}
     with torch.inference_mode():
-        values["products"] = [row for shape in SHAPES for row in on_shape(*shape, cache, args.rounds)]
+        values["products"] = [row for shape in SHAPES for row in on_shape(*shape, cache, args.rounds, args.side)]
     write_results(args.json, values)
 
 

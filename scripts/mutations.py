@@ -153,13 +153,14 @@ MUTATIONS = [
     ),
     Mutation(
         "native/layer.h",
-        "scale * matrix.factor * y[token]",
-        "scale * y[token]",
+        "scale * matrix.factor * y[token",
+        "scale * y[token",
         "runtime/test_load_bundle.py runtime/test_decoder.py",
     ),
     Mutation("native/lookup.h", "poison += (x + y) * 0.0f;", "", "runtime/test_blocks.py"),
     Mutation("native/blocks.h", "<< (6 + upper);", "<< 6;", "runtime/test_blocks.py"),
-    Mutation("native/dense.h", "x[h * layer.order + c] +=", "x[h * layer.order + c] -=", "runtime/test_blocks.py"),
+    Mutation("native/dense.h", "u[h * bases.order + c] +=", "u[h * bases.order + c] -=", "runtime/test_blocks.py"),
+    Mutation("native/transform.h", "now[i] += bases.second", "now[i] -= bases.second", "runtime/test_blocks.py"),
     Mutation("native/decoder.h", "decoder.heads / decoder.kv_heads, size", "1, size", "runtime/test_decoder.py"),
     Mutation(
         "runtime/decoder_stack.py",

@@ -40,6 +40,13 @@ FRAMES = {
     "output side": Frame(left_u=spec("signed_hadamard_dct", ROWS), left_v=spec("twice_signed_hadamard_dct", ROWS)),
     "same left": Frame(left_u=spec("qr", ROWS), left_v=spec("qr", ROWS), right_u=spec("qr", COLUMNS)),
     "all": Frame(spec("qr", ROWS), spec("qr", COLUMNS), spec("qr", ROWS, 4), spec("qr", COLUMNS, 4)),
+    "output side, one right": Frame(
+        left_u=spec("signed_hadamard_dct", ROWS),
+        right_u=spec("signed_hadamard_dct", COLUMNS, 4),
+        left_v=spec("twice_signed_hadamard_dct", ROWS),
+        right_v=spec("signed_hadamard_dct", COLUMNS, 4),
+    ),
+    "one right": Frame(right_u=spec("signed_hadamard_dct", COLUMNS), right_v=spec("signed_hadamard_dct", COLUMNS)),
 }
 
 

@@ -52,9 +52,13 @@ class CoupledBases:
     @classmethod
     def of(cls, first: BasisSpec | None, second: BasisSpec | None) -> CoupledBases | None:
         """The pair that two specs are; None where they are no such pair."""
-        if first is None or second is None or (first.kind, second.kind) != KINDS:
-            return None
-        return cls(first.size, first.seed) if (first.size, first.seed) == (second.size, second.seed) else None
+        pair = cls.with_first(first)
+        return pair if pair is not None and second == pair.second else None
+
+    @classmethod
+    def with_first(cls, first: BasisSpec | None) -> CoupledBases | None:
+        """The pair whose A a spec is; None where it is none."""
+        return None if first is None or first.kind != KINDS[0] else cls(first.size, first.seed)
 
     @classmethod
     def beginning_with(cls, first: BasisSpec | None) -> CoupledBases | None:

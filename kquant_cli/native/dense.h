@@ -1,18 +1,31 @@
 // Blocks of codes as dense weights, for products with many tokens, which a library does.
 //
-// For the annealed encoder's two bases A and B the product with A^T x asks for one matrix, not two (bases/coupled.py):
+// For the annealed encoder's two bases A and B a product asks for one matrix, not two (bases/coupled.py):
 //
-//     A u + B v = A (u + Q v),    Q = D_2 T^T        so a row is    w = u + eps_2 * T^T v
+//     A u + B v = A (u + Q v),    Q = D_2 T^T
 //
-// Sixteen rows are transformed at a time, as the lanes of vectors; a tile is stored as rows of the weight.
+// of the input, where the product is with A^T x, a row is    w = u + eps_2 * T^T v;
+// of the output, where A follows the product, a column is the same.
+//
+// Sixteen rows, or columns, are transformed at a time, as the lanes of vectors.
 
 #pragma once
 
+#include "floats.h"
 #include "layer.h"
 
 namespace {
 
-struct Decoding {
+// u + Q v, in place of u.
+inline void fold(const Bases &bases, rows::Vector *u, rows::Vector *v, rows::Vector *scratch) {
+    rows::adjoint({bases.power, bases.order, bases.dense, bases.transposed}, v, scratch);
+    for (long h = 0; h < bases.power; h++)
+        for (long c = 0; c < bases.order; c++)
+            u[h * bases.order + c] += v[h * bases.order + c] * bases.second[c * bases.power + h];
+}
+
+// Rows of blocks first .. first + count - 1, the scale of rows included.
+struct RowsOfWeight {
     const Layer &layer;
     const Matrix &matrix;
     long first, count;
@@ -27,7 +40,7 @@ struct Decoding {
         const Book book(matrix.codebook, matrix.levels, matrix.book_columns, blocks);
         static thread_local Workspace workspace;
         const long size = blocks.width() * sizeof(rows::Vector);
-        char *const space = workspace.of(2 * size + (rows::GROUPS * layer.order + 1) * sizeof(rows::Vector));
+        char *const space = workspace.of(2 * size + (rows::GROUPS * layer.input.order + 1) * sizeof(rows::Vector));
         if (!space) {
             failed = true;
             return;
@@ -36,16 +49,15 @@ struct Decoding {
         tasks.run(4 * count, [&](long task) {
             const long block = task / 4, quarter = task % 4;
             const uint8_t *const codes = matrix.blocks + (first + block) * blocks.bytes;
-            (blocks.bits == 3 ? points<true> : points<false>)(blocks, codes, quarter, book, x, y);
-            if (!v && layer.order) {
-                const rows::Transform transform{layer.power, layer.order, layer.dense, layer.transposed};
-                rows::adjoint(transform, y, (rows::Vector *)(space + 2 * size));
-                for (long h = 0; h < layer.power; h++)
-                    for (long c = 0; c < layer.order; c++)
-                        x[h * layer.order + c] += y[h * layer.order + c] * layer.second[c * layer.power + h];
-            } else if (!v && matrix.book_columns == 2) {
-                for (long j = 0; j < layer.columns; j++) x[j] += y[j];
+            (blocks.bits == 3 ? points<true> : points<false>)(blocks, codes, blocks.slots, quarter, book, x, y);
+            for (long j = 0; matrix.col_scale && j < layer.columns; j++) {
+                const float factor = number(matrix.col_scale, matrix.col_dtype, j);
+                x[j] *= factor, y[j] *= factor;
             }
+            if (!v && layer.input.second)
+                fold(layer.input, x, y, (rows::Vector *)(space + 2 * size));
+            else if (!v && matrix.book_columns == 2)
+                for (long j = 0; j < layer.columns; j++) x[j] += y[j];
             put_rows(block, quarter, x, u, dtype);
             if (v) put_rows(block, quarter, y, v, FLOAT32);
         });
@@ -58,190 +70,73 @@ struct Decoding {
             const long at = std::min(matrix.rows - 1, first * BLOCK_ROWS + row + i);
             scale[i] *= number(matrix.scale, matrix.scale_dtype, matrix.scales > 1 ? at : 0);
         }
-        const long stride = layer.columns;
         for (long j = 0; j < layer.columns; j += 16) {
             alignas(64) float square[16][16];  // [row][column]
             transpose(from + j, scale, square);
             const long kept = std::min(16L, layer.columns - j);
-            for (long i = 0; i < 16; i++) {
-                const long at = (row + i) * stride + j;
-                if (dtype == FLOAT32)
-                    memcpy((float *)to + at, square[i], kept * sizeof(float));
-                else
-                    store_bfloats((uint16_t *)to + at, square[i], kept);
-            }
+            for (long i = 0; i < 16; i++) put(square[i], kept, dtype, to, (row + i) * layer.columns + j);
         }
-    }
-
-    INLINE static void store_bfloats(uint16_t *to, const float *from, long count) {
-#if defined(__AVX512BF16__)
-        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_load_ps(from));
-        memcpy(to, &rounded, count * sizeof(uint16_t));
-#else
-        for (long i = 0; i < count; i++) to[i] = to_bfloat(from[i]);
-#endif
-    }
-
-    // 16 columns of 16 rows, scaled, as rows.
-    INLINE static void transpose(const rows::Vector *from, rows::Vector scale, float (&to)[16][16]) {
-#if defined(__AVX512F__)
-        __m512 a[16], b[16];
-        UNROLL_ALL for (int i = 0; i < 16; i++) a[i] = (__m512)(from[i] * scale);
-        UNROLL_ALL for (int i = 0; i < 16; i += 2) {
-            b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-            b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-        }
-        UNROLL_ALL for (int i = 0; i < 16; i += 4)
-            UNROLL_ALL for (int half = 0; half < 2; half++) {
-                a[i + 2 * half] = _mm512_shuffle_ps(b[i + half], b[i + half + 2], 0x44);
-                a[i + 2 * half + 1] = _mm512_shuffle_ps(b[i + half], b[i + half + 2], 0xEE);
-            }
-        UNROLL_ALL for (int k = 0; k < 4; k++) {  // a[4 q + k]: quarters' rows 4 l + k, of columns 4 q ..
-            const __m512 p = _mm512_shuffle_f32x4(a[k], a[4 + k], 0x88), q = _mm512_shuffle_f32x4(a[k], a[4 + k], 0xDD);
-            const __m512 r = _mm512_shuffle_f32x4(a[8 + k], a[12 + k], 0x88);
-            const __m512 s = _mm512_shuffle_f32x4(a[8 + k], a[12 + k], 0xDD);
-            _mm512_store_ps(to[k], _mm512_shuffle_f32x4(p, r, 0x88));
-            _mm512_store_ps(to[8 + k], _mm512_shuffle_f32x4(p, r, 0xDD));
-            _mm512_store_ps(to[4 + k], _mm512_shuffle_f32x4(q, s, 0x88));
-            _mm512_store_ps(to[12 + k], _mm512_shuffle_f32x4(q, s, 0xDD));
-        }
-#elif defined(__AVX2__)
-        float scales[16];
-        memcpy(scales, &scale, sizeof scales);
-        for (int i = 0; i < 16; i += 8)
-            for (int j = 0; j < 16; j += 8) {  // rows i .., columns j ..
-                __m256 a[8], b[8];
-                UNROLL_ALL for (int k = 0; k < 8; k++)
-                    a[k] = _mm256_mul_ps(_mm256_loadu_ps((const float *)(from + j + k) + i), _mm256_loadu_ps(scales + i));
-                UNROLL_ALL for (int k = 0; k < 8; k += 2) {
-                    b[k] = _mm256_unpacklo_ps(a[k], a[k + 1]);
-                    b[k + 1] = _mm256_unpackhi_ps(a[k], a[k + 1]);
-                }
-                UNROLL_ALL for (int k = 0; k < 8; k += 4)
-                    UNROLL_ALL for (int half = 0; half < 2; half++) {
-                        a[k + 2 * half] = _mm256_shuffle_ps(b[k + half], b[k + half + 2], 0x44);
-                        a[k + 2 * half + 1] = _mm256_shuffle_ps(b[k + half], b[k + half + 2], 0xEE);
-                    }
-                UNROLL_ALL for (int k = 0; k < 4; k++) {
-                    _mm256_storeu_ps(&to[i + k][j], _mm256_permute2f128_ps(a[k], a[4 + k], 0x20));
-                    _mm256_storeu_ps(&to[i + 4 + k][j], _mm256_permute2f128_ps(a[k], a[4 + k], 0x31));
-                }
-            }
-#else
-        for (int j = 0; j < 16; j++) {
-            const rows::Vector value = from[j] * scale;
-            for (int i = 0; i < 16; i++) to[i][j] = value[i];
-        }
-#endif
-    }
-
-    // u and v of 16 rows of a block, [column][row].
-    template <bool THREE>
-    static void points(const Blocks &blocks, const uint8_t *block, long quarter, const Book &book, rows::Vector *u,
-                       rows::Vector *v) {
-        const int upper = quarter / 2, odd = quarter % 2;
-        alignas(64) uint8_t index[64];  // of slots s and s + 8
-        for (long slot = 0; slot < blocks.slots; slot++) {
-            const long s = slot / 2 % 8, side = slot % 2, true_slot = slot / STEP * STEP + s + 8 * side;
-            if (!side)
-                for (long part = 0; part < 64; part += WIDTH) {
-                    const Bytes found = index_at<THREE>(block + slot / STEP * blocks.step_bytes + part, s, upper);
-                    memcpy(index + part, &found, sizeof found);
-                }
-            const rows::Integers lanes = widened(index + 32 * side, odd);
-            for (int p = 0; p < blocks.per; p++) {
-                u[true_slot * blocks.per + p] = pick(book.u[p], lanes);
-                v[true_slot * blocks.per + p] = pick(book.v[p], lanes);
-            }
-        }
-    }
-
-    template <bool THREE> INLINE static Bytes index_at(const uint8_t *p, long s, int upper) {
-        if constexpr (!THREE) {
-            return index_of<false>(p + 64 * s, 0, upper);
-        } else {
-            if (s < 6) return index_of<true>(p + 64 * s, 0, upper);
-            return s == 6 ? index_of<true>(p, 6, upper) : index_of<true>(p, 7, upper);
-        }
-    }
-
-    // The even or odd bytes of 32; of them only the lowest four bits count.
-    INLINE static rows::Integers widened(const uint8_t *bytes, int odd) {
-#if defined(__AVX512F__)
-        const __m512i words = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)bytes));
-        return (rows::Integers)(odd ? _mm512_srli_epi32(words, 8) : words);
-#else
-        rows::Integers lanes;
-        for (int i = 0; i < 16; i++) lanes[i] = bytes[2 * i + odd];
-        return lanes;
-#endif
-    }
-
-    INLINE static rows::Vector pick(const float *table, rows::Integers index) {
-#if defined(__AVX512F__)
-        return (rows::Vector)_mm512_permutexvar_ps((__m512i)index, _mm512_load_ps(table));
-#elif defined(__AVX2__)
-        rows::Vector found;
-        const __m256 low = _mm256_load_ps(table), high = _mm256_load_ps(table + 8);
-        for (int half = 0; half < 2; half++) {
-            __m256i i;
-            memcpy(&i, (const int32_t *)&index + 8 * half, sizeof i);
-            const __m256 f = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, i), _mm256_permutevar8x32_ps(high, i),
-                                              (__m256)_mm256_slli_epi32(i, 28));
-            memcpy((float *)&found + 8 * half, &f, sizeof f);
-        }
-        return found;
-#else
-        rows::Vector found;
-        for (int i = 0; i < 16; i++) found[i] = table[index[i] & 15];
-        return found;
-#endif
     }
 };
 
-inline bool decode(const Layer &layer, long first, long count, void *u, float *v, int dtype, int threads,
-                   Parallel *parallel) {
-    Decoding job{layer, layer.matrices[0], first, count, u, v, dtype};
-    in_parallel(job, threads, parallel);
-    return !job.failed;
-}
+constexpr long PANEL = 64;  // columns, a whole number of steps of slots at any number of levels
 
-struct FirstTransform {
+// Columns of panels first .. first + count - 1, as (columns, rows): what is transformed together is then written to
+// neighbouring places. Folded over the output's bases, scale of columns included; that of rows comes after A.
+struct ColumnsOfWeight {
     const Layer &layer;
-    const void *x;
+    const Matrix &matrix;
+    long first, count;
+    void *out;
     int dtype;
-    long tokens;
-    void *a;
-    int a_dtype;
     Tasks tasks;
     std::atomic<bool> failed{false};
 
     void operator()() {
+        const Blocks blocks(matrix.rows, layer.columns, matrix.levels);
+        const Book book(matrix.codebook, matrix.levels, matrix.book_columns, blocks);
         static thread_local Workspace workspace;
-        const long size = layer.columns;
-        float *const space = (float *)workspace.of((4 * size + 64) * sizeof(float));
+        const long width = STEP * blocks.per, height = blocks.count * BLOCK_ROWS;  // of a step
+        rows::Vector *const space = (rows::Vector *)workspace.of(
+            (2 * blocks.per * height + 2 * width + rows::GROUPS * matrix.output.order) * sizeof(rows::Vector));
         if (!space) {
             failed = true;
             return;
         }
-        float *const to = space + 2 * size, *const from = space + 3 * size;
-        tasks.run(tokens, [&](long token) {
-            read((const char *)x + token * size * (dtype == FLOAT32 ? 4 : 2), dtype, size, from);
-            transform_pair(from, layer.power, layer.order, layer.inverse, layer.first, nullptr, layer.dense,
-                           layer.transposed, space, to, nullptr);
-            if (a_dtype == FLOAT32)
-                memcpy((float *)a + token * size, to, size * sizeof(float));
-            else
-                for (long i = 0; i < size; i++) ((uint16_t *)a)[token * size + i] = to_bfloat(to[i]);
+        rows::Vector *const u = space, *const v = u + blocks.per * height;  // [16 columns][row]
+        rows::Vector *const x = v + blocks.per * height, *const y = x + width, *const scratch = y + width;
+        const long begin = first * PANEL / width, end = std::min(blocks.slots / STEP, (first + count) * PANEL / width);
+        tasks.run(end - begin, [&](long step) {
+            const uint8_t *const codes = matrix.blocks + (begin + step) * blocks.step_bytes;
+            const rows::Vector one = 1 - rows::Vector{};
+            for (long row = 0; row < height; row += 16) {
+                const uint8_t *const at = codes + row / BLOCK_ROWS * blocks.bytes;
+                const long quarter = row % BLOCK_ROWS / 16;
+                (blocks.bits == 3 ? points<true> : points<false>)(blocks, at, STEP, quarter, book, x, y);
+                for (long group = 0; group < blocks.per; group++) {
+                    transpose(x + 16 * group, one, *(float(*)[16][16])(u + group * height + row));
+                    transpose(y + 16 * group, one, *(float(*)[16][16])(v + group * height + row));
+                }
+            }
+            for (long group = 0; group < blocks.per; group++) {
+                rows::Vector *const w = u + group * height;
+                fold(matrix.output, w, v + group * height, scratch);
+                put_columns(w, step * width + 16 * group);
+            }
         });
     }
-};
 
-inline bool transform_first(const Layer &layer, const void *x, int dtype, long tokens, void *a, int a_dtype, int threads,
-                            Parallel *parallel) {
-    FirstTransform job{layer, x, dtype, tokens, a, a_dtype};
-    in_parallel(job, threads, parallel);
-    return !job.failed;
-}
+    void put_columns(const rows::Vector *w, long at) const {  // 16 columns, the first of which is number `at` of `out`
+        const long column = first * PANEL + at, kept = std::min(16L, layer.columns - column);
+        rows::Vector scale = 1 - rows::Vector{};
+        for (long i = 0; matrix.col_scale && i < kept; i++) scale[i] = number(matrix.col_scale, matrix.col_dtype, column + i);
+        for (long row = 0; row < matrix.rows; row += 16) {
+            alignas(64) float square[16][16];  // [column][row]
+            transpose(w + row, scale, square);
+            for (long i = 0; i < kept; i++)
+                put(square[i], std::min(16L, matrix.rows - row), dtype, out, (at + i) * matrix.rows + row);
+        }
+    }
+};
 
 }  // namespace

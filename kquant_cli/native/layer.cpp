@@ -4,15 +4,16 @@
 #include "decoder.h"
 #include "dense.h"
 #include "head.h"
+#include "tokens.h"
 
 extern "C" {
 
-// Both transforms of x (tokens, power * order), float32, into a and b; transform.h has the arguments.
-void kquant_transform_pair(const float *x, long tokens, long power, long order, const float *inverse, const float *first,
-                           const float *second, const float *dense, const float *transposed, float *workspace, float *a,
-                           float *b) {
-    for (long token = 0, at = 0; token < tokens; token++, at += power * order)
-        transform_pair(x + at, power, order, inverse, first, second, dense, transposed, workspace, a + at, b + at);
+// a and b of x (tokens, columns), float32; transform.h has the arguments.
+void kquant_transform_pair(const float *x, long tokens, const Bases *bases, const float *inverse, float *workspace,
+                           float *a, float *b) {
+    const long size = bases->size();
+    for (long token = 0, at = 0; token < tokens; token++, at += size)
+        transform_pair(x + at, *bases, inverse, workspace, a + at, b ? b + at : nullptr);
 }
 
 long kquant_blocks_size(long rows, long columns, int levels) {
@@ -72,16 +73,21 @@ int kquant_layer(const Layer *layer, const void *x, int dtype, long tokens, void
     return !(dtype == FLOAT32 ? run_layer<3> : run_layer<2>)(*layer, x, dtype, nullptr, nullptr, tokens, out, out_dtype, threads, parallel);
 }
 
-// The same of a and b (tokens, columns), float32; b may be null.
+// The same of a and b (tokens, columns), float32; b may be null. Two terms apart: out (2, tokens, rows).
 int kquant_product_of_blocks(const Layer *layer, const float *a, const float *b, long tokens, float *out, int threads,
                              Parallel *parallel) {
     return !run_layer<3>(*layer, nullptr, FLOAT32, a, b, tokens, out, FLOAT32, threads, parallel);
 }
 
-// a = T^T (eps_1 * x * inverse) of x (tokens, columns) of any dtype, for many tokens; out (tokens, columns), float32 or bfloat16.
+// tokens.h: a (tokens, columns) of x (tokens, columns) of any dtype; float32 or bfloat16.
 int kquant_transform_first(const Layer *layer, const void *x, int dtype, long tokens, void *a, int a_dtype, int threads,
                            Parallel *parallel) {
     return !transform_first(*layer, x, dtype, tokens, a, a_dtype, threads, parallel);
+}
+
+int kquant_transform_last(const Layer *layer, const void *w, int dtype, long tokens, void *y, int y_dtype, int threads,
+                          Parallel *parallel) {
+    return !transform_last(*layer, w, dtype, tokens, y, y_dtype, threads, parallel);
 }
 
 // decoder.h. strides: of a head and of a token, of keys and then of values, in numbers.
@@ -109,8 +115,18 @@ int kquant_head(const void *weight, const void *bias, int dtype, long rows, long
 }
 
 // dense.h: rows of blocks first .. first + count - 1 of the first matrix, as rows (64 count, columns).
-int kquant_dense(const Layer *layer, long first, long count, void *u, float *v, int dtype, int threads, Parallel *parallel) {
-    return !decode(*layer, first, count, u, v, dtype, threads, parallel);
+int kquant_dense_rows(const Layer *layer, long first, long count, void *u, float *v, int dtype, int threads,
+                      Parallel *parallel) {
+    RowsOfWeight job{*layer, layer->matrices[0], first, count, u, v, dtype};
+    in_parallel(job, threads, parallel);
+    return job.failed;
+}
+
+// Its columns of panels first .. first + count - 1, as (columns, rows).
+int kquant_dense_columns(const Layer *layer, long first, long count, void *out, int dtype, int threads, Parallel *parallel) {
+    ColumnsOfWeight job{*layer, layer->matrices[0], first, count, out, dtype};
+    in_parallel(job, threads, parallel);
+    return job.failed;
 }
 
 }

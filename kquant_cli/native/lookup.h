@@ -6,6 +6,9 @@
 // scale for each STRETCH of slots, and a shuffle looks a limb up with the codes of 32 rows as its indices. Bytes are
 // summed four at a time (4 * 63 < 256), then as 16 bits. Nothing else is rounded, neither codebook nor activations: two
 // limbs are about as good as 16-bit floats (a relative error of y below 1e-3), three as float32 (2e-5).
+//
+// Where the two terms are wanted apart, since bases of the output follow, a slot has tables for each: its index is made
+// once, and both are summed in one pass over the codes.
 
 #pragma once
 
@@ -46,20 +49,24 @@ constexpr int PIECES = ENTRIES / LANES;
 
 // ---------------------------------------------------------------------------------------------------------- tables
 
-// What the 16 values of a slot's index say for each of its columns: u and v of that column's code.
+// What the 16 values of a slot's index say for each of its columns: u, or v, of that column's code.
+struct Points {
+    alignas(64) float of[4][ENTRIES];  // [column of the slot]
+    float most = 0;                    // magnitude
+};
+
 struct Book {
-    alignas(64) float u[4][ENTRIES], v[4][ENTRIES];  // [column of the slot]
-    float u_most = 0, v_most = 0;
+    Points u, v;
 
     Book(const float *codebook, int levels, int book_columns, const Blocks &blocks) {
         for (int p = 0; p < blocks.per; p++)
             for (int i = 0; i < ENTRIES; i++) {
                 const int code = (i >> blocks.bits * p) & ((1 << blocks.bits) - 1);
                 const float *const pair = codebook + code * book_columns;
-                u[p][i] = code < levels ? pair[0] : 0;
-                v[p][i] = code < levels && book_columns == 2 ? pair[1] : 0;
-                u_most = std::max(u_most, std::fabs(u[p][i]));
-                v_most = std::max(v_most, std::fabs(v[p][i]));
+                u.of[p][i] = code < levels ? pair[0] : 0;
+                v.of[p][i] = code < levels && book_columns == 2 ? pair[1] : 0;
+                u.most = std::max(u.most, std::fabs(u.of[p][i]));
+                v.most = std::max(v.most, std::fabs(v.of[p][i]));
             }
     }
 };
@@ -108,18 +115,19 @@ INLINE float bound_of(const float *a, const float *b, float u_most, float v_most
     return bound + wrong;
 }
 
-// The tables of `slots` slots (a multiple of STEP), whose activations are a and b (null: none); the scale is returned.
-// A table is [step][s][limb][side][16], or with vectors of 64 bytes [step][s][limb][side][2][16].
+// The tables of `slots` slots (a multiple of STEP) for u a + v b, b null: u a alone; the scale is returned. A table is
+// [step][s][limb][side][16], or with vectors of 64 bytes [step][s][limb][side][2][16]; a slot has `all` limbs.
 template <int LIMBS>
-float make_tables(const Blocks &blocks, const Book &book, const float *a, const float *b, long slots, uint8_t *tables) {
+float make_tables(const Blocks &blocks, const Points &of_a, const float *a, const Points &of_b, const float *b, long slots,
+                  long all, uint8_t *tables) {
     constexpr int MIDDLE = 1 << (6 * LIMBS - 1);
-    const float bound = bound_of(a, b, book.u_most, book.v_most, slots * blocks.per, blocks.per);
+    const float bound = bound_of(a, b, of_a.most, of_b.most, slots * blocks.per, blocks.per);
     const float inverse = bound > 0 ? (MIDDLE - 1) / bound : 0;
     const float middle = 12582912.0f + MIDDLE;  // 1.5 * 2^23: the sum's low bits are the rounded number
     Floats u[4][PIECES], v[4][PIECES];
     for (int p = 0; p < 4 * PIECES; p++) {
-        u[p / PIECES][p % PIECES] = floats(book.u[p / PIECES] + p % PIECES * LANES) * inverse;
-        v[p / PIECES][p % PIECES] = floats(book.v[p / PIECES] + p % PIECES * LANES) * inverse;
+        u[p / PIECES][p % PIECES] = floats(of_a.of[p / PIECES] + p % PIECES * LANES) * inverse;
+        v[p / PIECES][p % PIECES] = floats(of_b.of[p / PIECES] + p % PIECES * LANES) * inverse;
     }
     for (long slot = 0; slot < slots; slot++) {
         Integers limbs[LIMBS][PIECES];
@@ -133,7 +141,7 @@ float make_tables(const Blocks &blocks, const Book &book, const float *a, const 
             UNROLL_ALL for (int l = 0; l < LIMBS; l++) limbs[l][piece] = q >> 6 * l & 63;
         }
         const long s = slot % 8, side = slot % STEP / 8;
-        uint8_t *const to = tables + (slot / STEP * 8 + s) * LIMBS * TABLE + side * (TABLE / 2);
+        uint8_t *const to = tables + (slot / STEP * 8 + s) * all * TABLE + side * (TABLE / 2);
         UNROLL_ALL for (int l = 0; l < LIMBS; l++) {
             narrow(limbs[l], to + l * TABLE);
             if (WIDTH == 64) memcpy(to + l * TABLE + 16, to + l * TABLE, 16);
@@ -183,23 +191,23 @@ template <bool THREE> INLINE Bytes index_of(const uint8_t *p, int s, int upper) 
     }
 }
 
-// y[row of a block] += scale * (the sum of `slots` slots).
-template <bool THREE, int LIMBS>
-__attribute__((noinline)) void look_up(const uint8_t *codes, const uint8_t *tables, long slots, float scale, float *y) {
+// Sums of `slots` slots for 32 rows of a block, the lower or the UPPER, or with BOTH for all 64.
+template <bool THREE, int LIMBS, bool BOTH, int UPPER>
+INLINE void add_up(const uint8_t *codes, const uint8_t *tables, long slots, uint16_t (*sums)[2][2][16 * SIDES]) {
     constexpr long STEP_BYTES = THREE ? 384 : 512;
-    alignas(64) uint16_t sums[LIMBS][2][2][16 * SIDES];  // [limb][upper][second 16 rows][side, row]
+    constexpr int HALVES = BOTH ? 2 : 1;
     for (long part = 0; part < PARTS; part++) {
-        Words all[LIMBS][2] = {}, odd[LIMBS][2] = {};  // [limb][upper]: sums of words, and of their upper bytes
+        Words all[LIMBS][HALVES] = {}, odd[LIMBS][HALVES] = {};  // sums of words, and of their upper bytes
         for (long step = 0; step < slots / STEP; step++) {
             const uint8_t *const at = codes + step * STEP_BYTES + part * WIDTH;
             const uint8_t *const table = tables + step * 8 * LIMBS * TABLE;
-            for (long line = 0; line < STEP_BYTES; line += 64) __builtin_prefetch(at + AHEAD + line, 0, 1);
+            for (long line = 0; !UPPER && line < STEP_BYTES; line += 64) __builtin_prefetch(at + AHEAD + line, 0, 1);
             UNROLL_ALL for (int run = 0; run < 4 / SIDES; run++) {  // of four vectors: 8 slots with 64 bytes, else 4
                 const int begin = SIDES == 2 ? 4 * run : run % 2 * 4, side = SIDES == 2 ? 0 : run / 2;
-                UNROLL_ALL for (int upper = 0; upper < 2; upper++) {
+                UNROLL_ALL for (int half = 0; half < HALVES; half++) {
                     Bytes sum[LIMBS];
                     UNROLL_ALL for (int i = 0; i < 4; i++) {
-                        const Bytes index = index_of<THREE>(at + 32 * side, begin + i, upper);
+                        const Bytes index = index_of<THREE>(at + 32 * side, begin + i, UPPER + half);
                         UNROLL_ALL for (int l = 0; l < LIMBS; l++) {
                             const uint8_t *const t = table + ((begin + i) * LIMBS + l) * TABLE + side * (TABLE / 2);
                             const Bytes found = shuffle(t, index);
@@ -207,31 +215,46 @@ __attribute__((noinline)) void look_up(const uint8_t *codes, const uint8_t *tabl
                         }
                     }
                     UNROLL_ALL for (int l = 0; l < LIMBS; l++) {
-                        all[l][upper] += (Words)sum[l];
-                        odd[l][upper] += (Words)sum[l] >> 8;
+                        all[l][half] += (Words)sum[l];
+                        odd[l][half] += (Words)sum[l] >> 8;
                     }
                     if (WIDTH == 32) asm volatile("" ::: "memory");  // load codes and tables again: sums need the registers
                 }
             }
         }
         UNROLL_ALL for (int l = 0; l < LIMBS; l++)
-            UNROLL_ALL for (int upper = 0; upper < 2; upper++) {
-                const Words found[2] = {all[l][upper] - (odd[l][upper] << 8), odd[l][upper]};
+            UNROLL_ALL for (int half = 0; half < HALVES; half++) {
+                const Words found[2] = {all[l][half] - (odd[l][half] << 8), odd[l][half]};
                 for (int second = 0; second < 2; second++)
-                    memcpy(sums[l][upper][second] + part * 8, &found[second], sizeof(Words));
+                    memcpy(sums[l][UPPER + half][second] + part * 8, &found[second], sizeof(Words));
             }
+    }
+}
+
+// y[term][row of a block] += scale of the term * (the sum of `slots` slots); each term has LIMBS of a slot's limbs.
+template <bool THREE, int LIMBS, int TERMS>
+__attribute__((noinline)) void look_up(const uint8_t *codes, const uint8_t *tables, long slots, const float *scales,
+                                       float *y) {
+    constexpr int ALL = LIMBS * TERMS;
+    alignas(64) uint16_t sums[ALL][2][2][16 * SIDES];  // [limb][upper][second 16 rows][side, row]
+    if constexpr (ALL <= (WIDTH == 64 ? 4 : 3)) {  // as many sums as stay in registers
+        add_up<THREE, ALL, true, 0>(codes, tables, slots, sums);
+    } else {
+        add_up<THREE, ALL, false, 0>(codes, tables, slots, sums);
+        add_up<THREE, ALL, false, 1>(codes, tables, slots, sums);
     }
     const int middle = (int)slots << (6 * LIMBS - 1);
-    for (int q = 0; q < 4; q++) {
-        for (int i = 0; i < 16; i++) {
-            int sum = -middle;
-            UNROLL_ALL for (int l = 0; l < LIMBS; l++) {
-                const uint16_t *const limb = sums[l][q / 2][q % 2];
-                sum += (SIDES == 2 ? limb[i] + limb[i + 16] : limb[i]) << 6 * l;
+    for (int term = 0; term < TERMS; term++)
+        for (int q = 0; q < 4; q++) {
+            for (int i = 0; i < 16; i++) {
+                int sum = -middle;
+                UNROLL_ALL for (int l = 0; l < LIMBS; l++) {
+                    const uint16_t *const limb = sums[term * LIMBS + l][q / 2][q % 2];
+                    sum += (SIDES == 2 ? limb[i] + limb[i + 16] : limb[i]) << 6 * l;
+                }
+                y[term * BLOCK_ROWS + 16 * q + i] += scales[term] * (float)sum;
             }
-            y[16 * q + i] += scale * (float)sum;
         }
-    }
 }
 
 }  // namespace

@@ -12,6 +12,8 @@ namespace {
 
 enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
+inline long bytes_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
+
 inline float from_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
@@ -83,6 +85,25 @@ inline void read(const void *from, int dtype, long count, float *to) {
                 _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)from + i))));
 #endif
             for (; i < count; i++) to[i] = number(from, FLOAT16, i);
+        }
+    }
+}
+
+inline void write(const float *from, int dtype, long count, void *to) {
+    switch (dtype) {
+        case FLOAT32:
+            memcpy(to, from, count * sizeof(float));
+            break;
+        case BFLOAT16:
+            for (long i = 0; i < count; i++) store(to, BFLOAT16, i, from[i]);
+            break;
+        default: {
+            long i = 0;
+#if defined(__F16C__)
+            for (; i + 8 <= count; i += 8)
+                _mm_storeu_si128((__m128i *)((uint16_t *)to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
+#endif
+            for (; i < count; i++) store(to, FLOAT16, i, from[i]);
         }
     }
 }

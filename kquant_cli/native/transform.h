@@ -1,6 +1,7 @@
 // The transforms of the annealed encoder's two bases on a vector (bases/coupled.py; bases/hadamard_dct.py):
 //
-//     a = T^T (eps_1 * x),    b = T (eps_2 * a),    T = H (x) C of size 2^k m
+//     of an input      a = A^T x = T^T (eps_1 * x),    b = B^T x = T (eps_2 * a),    T = H (x) C of size 2^k m
+//     of an output     y = A p + B q = eps_1 * T (p + eps_2 * T^T q)
 //
 // A vector of 2^k m numbers is held as m rows of 2^k, so that both factors meet neighbouring numbers: H runs along the
 // rows, and C combines whole rows. Vectors are those of GCC and Clang.
@@ -8,10 +9,21 @@
 #pragma once
 
 #include <cstring>
+#include <utility>
 
 #include "vectors.h"
 
 namespace {
+
+// A and B, as runtime/layer_loops.py lays them out. Order 0: none.
+struct Bases {
+    long power, order;
+    const float *first;   // eps_1 over sqrt(power)
+    const float *second;  // eps_2 over sqrt(power), as (order, power); null: A alone
+    const float *dense, *transposed;  // C and C^T, (order, order)
+
+    long size() const { return power * order; }
+};
 
 namespace single {
 
@@ -108,48 +120,58 @@ void scatter(const float *rows, long power, long order, float *out) {
         for (long c = 0; c < order; c++) out[h * order + c] = rows[c * power + h];
 }
 
-// A vector to rows, times one or two others.
+// A vector to rows, times up to two others.
 void gather(const float *x, const float *factor, const float *inverse, long power, long order, float *rows) {
     if (order == 1) {
-        for (long i = 0; i < power; i++) rows[i] = x[i] * factor[i];
+        for (long i = 0; i < power; i++) rows[i] = factor ? x[i] * factor[i] : x[i];
         for (long i = 0; inverse && i < power; i++) rows[i] *= inverse[i];
         return;
     }
     for (long h = 0; h < power; h++)
         for (long c = 0; c < order; c++) {
             const long i = h * order + c;
-            rows[c * power + h] = inverse ? x[i] * inverse[i] * factor[i] : x[i] * factor[i];
+            float value = x[i];
+            if (inverse) value *= inverse[i];
+            rows[c * power + h] = factor ? value * factor[i] : value;
         }
+}
+
+// T or T^T, unscaled, of rows in `now`; what is returned holds the result, `now` or `other`.
+inline float *transformed(const Bases &bases, const float *matrix, float *now, float *other) {
+    for (long c = 0; c < bases.order; c++) sylvester(now + c * bases.power, bases.power);
+    if (bases.order == 1) return now;
+    combine(matrix, bases.order, now, other, bases.power);
+    return other;
 }
 
 }  // namespace single
 
-// x, a, b (power * order,). first: eps_1 over sqrt(power); second: eps_2 over sqrt(power), as (order, power). inverse:
-// null, or what x is multiplied with before. dense, transposed (order, order): C and C^T; b null: it is not wanted.
-// workspace: 2 * power * order floats, aligned to 64 bytes.
-inline void transform_pair(const float *x, long power, long order, const float *inverse, const float *first,
-                           const float *second, const float *dense, const float *transposed, float *workspace, float *a,
-                           float *b) {
+// a and b of x. inverse: null, or what x is multiplied with before; b null: it is not wanted. workspace: two vectors,
+// aligned to 64 bytes.
+inline void transform_pair(const float *x, const Bases &bases, const float *inverse, float *workspace, float *a, float *b) {
     using namespace single;
-    const long size = power * order;
+    const long size = bases.size();
     float *now = workspace, *other = workspace + size;
-    gather(x, first, inverse, power, order, now);
-    for (long c = 0; c < order; c++) sylvester(now + c * power, power);
-    if (order > 1) {
-        combine(transposed, order, now, other, power);
-        float *const swap = now;
-        now = other;
-        other = swap;
-    }
-    scatter(now, power, order, a);
+    gather(x, bases.first, inverse, bases.power, bases.order, now);
+    if (transformed(bases, bases.transposed, now, other) == other) std::swap(now, other);
+    scatter(now, bases.power, bases.order, a);
     if (!b) return;
-    for (long i = 0; i < size; i++) now[i] *= second[i];
-    if (order > 1) {
-        combine(dense, order, now, other, power);
-        now = other;
+    for (long i = 0; i < size; i++) now[i] *= bases.second[i];
+    scatter(transformed(bases, bases.dense, now, other), bases.power, bases.order, b);
+}
+
+// y over eps_1 and sqrt(power), in place of p, of p and q; q null: none. workspace as above.
+inline void transform_back(float *p, const float *q, const Bases &bases, float *workspace) {
+    using namespace single;
+    const long size = bases.size();
+    float *now = workspace, *other = workspace + size;
+    if (q) {
+        gather(q, nullptr, nullptr, bases.power, bases.order, now);
+        if (transformed(bases, bases.transposed, now, other) == now) std::swap(now, other);
     }
-    for (long c = 0; c < order; c++) sylvester(now + c * power, power);
-    scatter(now, power, order, b);
+    gather(p, nullptr, nullptr, bases.power, bases.order, now);
+    for (long i = 0; q && i < size; i++) now[i] += bases.second[i] * other[i];
+    scatter(transformed(bases, bases.dense, now, other), bases.power, bases.order, p);
 }
 
 }  // namespace

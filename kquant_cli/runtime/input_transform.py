@@ -54,6 +54,8 @@ class InputTransform:
         b is None where the codebook has one column, and a itself where both bases are the same. `reader` is the layer
         that asks: one that asks again begins another pass.
         """
+        if not self._changes(channel_scale):
+            return self._compute(x, None)
         both: tuple[Tensor, Tensor | None] = self._once("floats", x, reader, lambda: self._compute(x, channel_scale))
         return both
 
@@ -72,7 +74,8 @@ class InputTransform:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         if len(rows) > FEW:
             call = self._call_of([reader])
-            a = self._once("first", x, reader, lambda: call.coordinates(rows))
+            changed = self._changes(reader.shared_channel_scale())
+            a = self._once("first", x, reader, lambda: call.coordinates(rows)) if changed else call.coordinates(rows)
             return call.many(a, x.dtype)
         if self._kept is not None and self._kept.input() is not x:
             self._drop()
@@ -81,6 +84,10 @@ class InputTransform:
         outputs = self._once("outputs", x, reader, lambda: self._call_of(self.layers).few(rows))
         found: Tensor = outputs[self.layers.index(reader)]
         return found
+
+    def _changes(self, channel_scale: Tensor | None) -> bool:
+        """Whether there is something to keep: else the coordinates are x itself."""
+        return self.right_u is not None or self.right_v is not None or channel_scale is not None
 
     def _call_of(self, layers: list[InOneCall]) -> cpu_layer.CpuLayer:
         key = tuple(map(id, layers))

@@ -15,28 +15,41 @@ from kquant_cli.runtime.torch_threads import parallel, threads_for
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # native/numbers.h
 POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 ARGUMENTS: dict[str, list[Any]] = {
-    "kquant_transform_pair": [POINTER, LONG, LONG, LONG, *[POINTER] * 8],
+    "kquant_transform_pair": [POINTER, LONG, *[POINTER] * 5],
     "kquant_blocks_size": [LONG, LONG, INT],
     "kquant_to_blocks": [POINTER, LONG, LONG, INT, INT, INT, POINTER, INT, POINTER],
     "kquant_from_blocks": [POINTER, LONG, LONG, INT, LONG, LONG, POINTER],
     "kquant_layer": [POINTER, POINTER, INT, LONG, POINTER, INT, INT, POINTER],
     "kquant_product_of_blocks": [POINTER, POINTER, POINTER, LONG, POINTER, INT, POINTER],
     "kquant_transform_first": [POINTER, POINTER, INT, LONG, POINTER, INT, INT, POINTER],
+    "kquant_transform_last": [POINTER, POINTER, INT, LONG, POINTER, INT, INT, POINTER],
     "kquant_decoder_begin": [*[POINTER] * 7, INT, POINTER],
     "kquant_decoder_end": [*[POINTER] * 6, LONG, POINTER, INT, POINTER],
     "kquant_decoder_stack": [POINTER, LONG, *[POINTER] * 3, LONG, POINTER, ctypes.c_float, POINTER, INT, POINTER],
     "kquant_head": [POINTER, POINTER, INT, LONG, LONG, POINTER, POINTER, INT, POINTER],
-    "kquant_dense": [POINTER, LONG, LONG, POINTER, POINTER, INT, INT, POINTER],
+    "kquant_dense_rows": [POINTER, LONG, LONG, POINTER, POINTER, INT, INT, POINTER],
+    "kquant_dense_columns": [POINTER, LONG, LONG, POINTER, INT, INT, POINTER],
 }
 RESULTS: dict[str, Any] = {"kquant_transform_pair": None, "kquant_from_blocks": None, "kquant_blocks_size": LONG}
+
+
+class BasesStruct(ctypes.Structure):
+    """`Bases` of native/transform.h."""
+
+    _fields_ = (
+        *((name, LONG) for name in ("power", "order")),
+        *((name, POINTER) for name in ("first", "second", "dense", "transposed")),
+    )
 
 
 class MatrixStruct(ctypes.Structure):
     """`Matrix` of native/layer.h."""
 
     _fields_ = (
-        *((name, POINTER) for name in ("blocks", "codebook", "scale", "bias")),
-        *((name, LONG) for name in ("rows", "levels", "book_columns", "scales", "scale_dtype", "bias_dtype", "tables")),
+        *((name, POINTER) for name in ("blocks", "codebook", "scale", "bias", "col_scale")),
+        *((name, LONG) for name in ("rows", "levels", "book_columns", "scales", "scale_dtype", "bias_dtype")),
+        *((name, LONG) for name in ("col_dtype", "tables", "terms")),
+        ("output", BasesStruct),
         ("factor", ctypes.c_float),
     )
 
@@ -45,8 +58,9 @@ class LayerStruct(ctypes.Structure):
     """`Layer` of native/layer.h."""
 
     _fields_ = (
-        *((name, LONG) for name in ("columns", "power", "order")),
-        *((name, POINTER) for name in ("inverse", "first", "second", "dense", "transposed")),
+        ("columns", LONG),
+        ("input", BasesStruct),
+        ("inverse", POINTER),
         ("count", LONG),
         ("matrices", POINTER),
     )

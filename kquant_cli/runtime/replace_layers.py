@@ -115,8 +115,6 @@ def _share_input_transform(
     """Have the layers of one parent that may read one input compute its coordinates once."""
     frame, layout = layer.layout.frame, layer.layout
     layer.input_transform.layers.append(layer)
-    if frame.right_u is None and frame.right_v is None and not layout.channel_scale:
-        return  # nothing to compute
     parent = module.rpartition(".")[0]
     key = (parent, layer.in_features, frame.right_u, frame.right_v, layout.columns, layout.channel_scale and scale)
     first = shared.setdefault(key, layer)

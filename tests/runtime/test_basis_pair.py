@@ -31,8 +31,9 @@ def agrees(u, v, x, scale=None):
 def test_the_compiled_pair(size, tokens):
     x, scale = torch.randn(tokens, size), 0.5 + torch.rand(size)
     assert basis_pair._is_native(CoupledBases(size, 3), x, scale)
-    agrees(*frame(size), x, scale)
-    agrees(*frame(size), x)
+    for u, v in (frame(size), [frame(size)[0]] * 2):
+        agrees(u, v, x, scale)
+        agrees(u, v, x)
 
 
 @pytest.mark.parametrize(

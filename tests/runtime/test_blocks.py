@@ -14,7 +14,7 @@ from formulas import COLUMNS, FORMULAS, FRAMES, PARTS, ROWS, random_matrix
 from torch import Tensor, nn
 
 from kquant_cli import native as compiling
-from kquant_cli.bases import BasisSpec
+from kquant_cli.bases import BasisSpec, CoupledBases
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout
 from kquant_cli.packing import pack, row_bytes
 from kquant_cli.runtime import KashinLinear, blocks, cpu_layer, layer_loops
@@ -42,15 +42,15 @@ def off(found: Tensor, expected: Tensor) -> float:
 
 
 def layer_of(levels: int, frame: Frame, rows: int = 200, columns: int = 96, **layout: Any) -> KashinLinear:
-    """A layer in blocks, with a bias and a scale of rows."""
+    """A layer in blocks, with a bias and, unless the layout says another, a scale of rows."""
     generator = torch.Generator().manual_seed(levels)
-    made = Layout((rows, columns), levels, frame, scale=(rows, 1), **layout)
+    made = Layout((rows, columns), levels, frame, **{"scale": (rows, 1), **layout})
     encoded = EncodedMatrix(
         made,
         torch.randint(levels, (rows, columns), generator=generator).to(torch.uint8),
         torch.randn(levels, made.columns, generator=generator),
-        torch.rand(rows, 1, generator=generator).half() + 0.5,
-        None,
+        torch.rand(made.scale, generator=generator).half() + 0.5 if made.scale else None,
+        torch.rand(columns, generator=generator).half() + 0.5 if made.col_scale else None,
         torch.rand(columns, generator=generator).half() + 0.5 if made.channel_scale else None,
     )
     layer = KashinLinear.of(encoded, nn.Parameter(torch.randn(rows, generator=generator), requires_grad=False))
@@ -62,6 +62,13 @@ def coupled(columns: int) -> Frame:
     return Frame(
         right_u=BasisSpec("signed_hadamard_dct", columns, 3), right_v=BasisSpec("twice_signed_hadamard_dct", columns, 3)
     )
+
+
+def output_side(rows: int, columns: int, right: bool = True) -> Frame:
+    """Coupled bases of the output, and in the other direction one basis or none."""
+    pair = CoupledBases(rows, 3)
+    basis = BasisSpec("signed_hadamard_dct", columns, 4) if right else None
+    return Frame(left_u=pair.first, left_v=pair.second, right_u=basis, right_v=basis)
 
 
 def dense(layer: KashinLinear, x: Tensor) -> Tensor:
@@ -103,7 +110,7 @@ def test_products(levels: int) -> None:
 def test_a_codebook_of_one_column() -> None:
     packed = matrix(16, 70, 40, book=1)
     for tokens in TOKENS:
-        a = torch.randn(tokens, 40)
+        a = torch.randn(tokens, 40, generator=torch.Generator().manual_seed(1))
         first, second = lookup.product(packed, a, None, False)
         assert second is None
         expected, _ = reference.product(packed, a.double(), None, False)
@@ -133,6 +140,44 @@ def test_layers(levels: int, dtype: torch.dtype) -> None:
             assert (y.dtype, y.shape) == (dtype, (2, tokens, 200))
             many = 2 * tokens > lookup.FEW and dtype != torch.float32  # then bfloat16 is multiplied
             assert off(y, dense(layer, x)) < (TOLERANCE[torch.bfloat16] if many else TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("levels", [2, 3, 4, 6, 8, 12, 16])
+def test_layers_of_the_output_side(levels: int, dtype: torch.dtype) -> None:
+    cases: list[tuple[int, int, dict[str, Any]]] = [
+        (576, 192, {"col_scale": True}),
+        (192, 576, {"scale": None}),
+        (100, 1536, {"col_scale": True, "channel_scale": True}),
+        (1536, 100, {"col_scale": True}),
+        (7, 40, {"col_scale": True, "scale": (1, 1)}),
+    ]
+    for rows, columns, parts in cases:
+        for right in (True, False):
+            layer = layer_of(levels, output_side(rows, columns, right), rows, columns, **parts)
+            assert layer.ready
+            for tokens in (1, 3, lookup.FEW, lookup.FEW + 1, 300):
+                x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
+                y = layer(x)
+                assert (y.dtype, y.shape) == (dtype, (tokens, rows))
+                many = tokens > lookup.FEW and dtype != torch.float32  # then bfloat16 is multiplied
+                assert off(y, dense(layer, x)) < (TOLERANCE[torch.bfloat16] if many else TOLERANCE[dtype])
+
+
+def test_columns_come_in_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_layer, "PANELS", 1)
+    for levels, columns in ((3, 192), (12, 200)):
+        layer, x = layer_of(levels, output_side(40, columns), 40, columns, col_scale=True), torch.randn(30, columns)
+        assert off(layer(x), dense(layer, x)) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("rows", [575, 131])
+def test_bases_that_are_not_fast_run_by_modules(rows: int) -> None:
+    layer = layer_of(16, output_side(rows, 96), rows, col_scale=True)
+    assert not layer.ready
+    for tokens in (1, 30):
+        x = torch.randn(tokens, 96)
+        assert off(layer(x), dense(layer, x)) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize(("frame", "parts", "levels"), [case for case in FORMULAS if case[2] <= blocks.MOST_LEVELS])
@@ -227,6 +272,12 @@ def test_a_parameter_that_is_replaced_or_changed_counts() -> None:
     torch.testing.assert_close(layer(x), before + 1, rtol=1e-4, atol=1e-4)
     layer.bias = nn.Parameter(layer.bias + 1, requires_grad=False)
     torch.testing.assert_close(layer(x), before + 2, rtol=1e-4, atol=1e-4)
+    scaled = layer_of(16, output_side(200, 96), col_scale=True)
+    scaled(x)
+    scaled.weight_col_scale.data.mul_(3)
+    assert off(scaled(x), dense(scaled, x)) < TOLERANCE[torch.float32]
+    scaled.weight_col_scale = nn.Parameter(scaled.weight_col_scale.float() / 2, requires_grad=False)
+    assert off(scaled(x), dense(scaled, x)) < TOLERANCE[torch.float32]
     layer.weight_codebook.data = layer.weight_codebook * 2
     torch.testing.assert_close(layer(x), 2 * (before - layer.bias + 2) + layer.bias, rtol=1e-3, atol=1e-3)
     assert off(layer(x), dense(layer, x)) < TOLERANCE[torch.float32]
@@ -239,9 +290,12 @@ def test_a_bias_that_is_trained_gets_its_gradient() -> None:
     assert torch.equal(layer.bias.grad, torch.full((200,), 5.0))
 
 
-def siblings(*levels: int) -> list[KashinLinear]:
+def siblings(*levels: int, output: bool = False) -> list[KashinLinear]:
     """Layers that share an input, as q, k and v do."""
-    made = [layer_of(number, coupled(96), rows=rows) for number, rows in zip(levels, (128, 64, 70), strict=False)]
+    made = []
+    for number, rows in zip(levels, (128, 64, 70), strict=False):
+        frame = output_side(rows, 96) if output else coupled(96)
+        made.append(layer_of(number, frame, rows=rows, col_scale=output))
     for layer in made:
         layer.input_transform = made[0].input_transform
         layer.input_transform.layers.append(layer)
@@ -257,9 +311,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_layers_of_one_input_are_one_call(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    layers, counted = siblings(16, 16, 4), calls(monkeypatch)
+@pytest.mark.parametrize("output", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3, 6])
+def test_layers_of_one_input_are_one_call(tokens: int, output: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, counted = siblings(16, 16, 4, output=output), calls(monkeypatch)
     layers[1].weight_codebook.data = layers[0].weight_codebook.clone()  # which then share their tables
     for turn in range(1, 3):
         x = torch.randn(tokens, 96)
@@ -279,8 +334,9 @@ def test_layers_that_turn_out_to_read_several_inputs_are_called_alone(monkeypatc
     assert counted == [3, 1, 1, *[1] * 6]
 
 
-def test_many_tokens_share_their_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers, counted = siblings(16, 8, 4), []
+@pytest.mark.parametrize("output", [False, True])
+def test_many_tokens_share_their_coordinates(output: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, counted = siblings(16, 8, 4, output=output), []
     coordinates = cpu_layer.CpuLayer.coordinates
     monkeypatch.setattr(
         cpu_layer.CpuLayer, "coordinates", lambda call, x: (counted.append(len(x)), coordinates(call, x))[1]
@@ -311,11 +367,13 @@ def test_other_processors(options: tuple[str], monkeypatch: pytest.MonkeyPatch, 
                 a, b = torch.randn(2, tokens, 96)
                 expected, _ = reference.product(packed, a.double(), b.double(), False)
                 assert off(lookup.product(packed, a, b, False)[0], expected) < TOLERANCE[torch.float32]
-        for dtype, tolerance in TOLERANCE.items():
-            layer = layer_of(16, coupled(96), channel_scale=True)
-            for tokens, allowed in ((1, tolerance), (40, max(tolerance, TOLERANCE[torch.bfloat16]))):
-                x = torch.randn(tokens, 96).to(dtype)
-                assert off(layer(x), dense(layer, x)) < allowed
+        made_layers = [layer_of(16, coupled(96), channel_scale=True)]
+        made_layers += [layer_of(levels, output_side(200, 96), col_scale=True) for levels in (4, 8, 16)]
+        for layer in made_layers:
+            for dtype, tolerance in TOLERANCE.items():
+                for tokens, allowed in ((1, tolerance), (40, max(tolerance, TOLERANCE[torch.bfloat16]))):
+                    x = torch.randn(tokens, 96).to(dtype)
+                    assert off(layer(x), dense(layer, x)) < allowed
     finally:
         layer_loops.loops.cache_clear()
 

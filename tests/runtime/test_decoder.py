@@ -14,7 +14,10 @@ from small_bundles import bundle_of, twin_of
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, StaticCache
 
-from kquant_cli.runtime import decoder_stack, decoder_step, layer_loops, load, output_head
+from kquant_cli.bases import BasisSpec, CoupledBases
+from kquant_cli.encoded import EncodedMatrix, Frame, Layout
+from kquant_cli.runtime import KashinLinear, decoder_stack, decoder_step, layer_loops, load, output_head
+from kquant_cli.runtime.replace_layers import _share_input_transform, kashin_layers, lay_out, make_dense
 
 pytestmark = pytest.mark.skipif(layer_loops.loops() is None, reason="needs a compiler")
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
@@ -85,6 +88,45 @@ def test_a_token_is_one_call(
     model, twin = load(bundles[family], dtype=dtype), twin_of(bundles[family], "AutoModelForCausalLM")
     agrees(decode(model, DynamicCache()), twin, dtype)
     assert counted == {"stack": NEW, "layer": 0, "head": NEW}
+
+
+def with_output_side(model: Any, kept: str, right: bool) -> Any:
+    """The model with random matrices of the output side, in place of all whose names do not end so."""
+    generator, shared = torch.Generator().manual_seed(0), {}
+    for name, layer in [found for found in kashin_layers(model) if not kept or not found[0].endswith(kept)]:
+        rows, columns = layer.layout.shape
+        pair, basis = CoupledBases(rows, 1), BasisSpec("signed_hadamard_dct", columns, 2) if right else None
+        frame = Frame(left_u=pair.first, left_v=pair.second, right_u=basis, right_v=basis)
+        layout = Layout((rows, columns), 16, frame, grid="ring-16", scale=(rows, 1) if right else None, col_scale=True)
+        codes = torch.randint(16, (rows, columns), generator=generator, dtype=torch.uint8)
+        unit = 0.3 / columns**0.5
+        scale = (torch.rand(rows, 1, generator=generator) + 0.5).half() if right else None
+        col_scale = (unit * (torch.rand(columns, generator=generator) + 0.5)).half()
+        codebook = layout.grid_codebook(torch.device("cpu"))
+        made = KashinLinear.of(EncodedMatrix(layout, codes, codebook, scale, col_scale), layer.bias)
+        model.set_submodule(name, made)
+        _share_input_transform(made, name, name, shared)
+    lay_out(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("kept", "right"), [("", True), ("down_proj", True), ("", False)])
+@pytest.mark.parametrize("dtype", ROUNDED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_output_side_is_one_call(
+    family: str, dtype: torch.dtype, kept: str, right: bool, bundles: dict[str, Path], counted: dict[str, int]
+) -> None:
+    model = with_output_side(load(bundles[family], dtype=dtype), kept, right)
+    twin = make_dense(copy.deepcopy(model), torch.float32).to(torch.float32)
+    agrees(decode(model, DynamicCache()), twin, dtype)
+    assert counted["stack"] == NEW
+
+
+def test_a_bundle_of_the_output_side(tmp_path: Path, counted: dict[str, int]) -> None:
+    bundle = bundle_of("llama", tmp_path, side="output")
+    model, twin = load(bundle, dtype="float32"), twin_of(bundle, "AutoModelForCausalLM")
+    agrees(decode(model, DynamicCache()), twin)
+    assert counted["stack"] == NEW
 
 
 @pytest.mark.parametrize("family", FAMILIES)

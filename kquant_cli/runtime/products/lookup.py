@@ -32,16 +32,14 @@ def product(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[T
     """
     if len(a) > FEW:
         return _by_tiles(packed, a, b, split)
-    if not split or b is None:
-        return _few(packed, packed.codebook, a, b), None
-    u, v = packed.codebook.unbind(1)
-    return _few(packed, u[:, None], a, None), _few(packed, v[:, None], b, None)
+    return _few(packed, a, b, split and b is not None)
 
 
-def _few(packed: Packed, codebook: Tensor, a: Tensor, b: Tensor | None) -> Tensor:
-    out, codebook = a.new_empty(len(a), packed.rows), codebook.float().contiguous()
+def _few(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[Tensor, Tensor | None]:
+    out, codebook = a.new_empty(1 + split, len(a), packed.rows), packed.codebook.float().contiguous()
     a, b = a.contiguous(), None if b is None else b.contiguous()
     matrix = _matrix(packed, codebook)
+    matrix.terms += split
     layer = LayerStruct(columns=packed.columns, count=1, matrices=ctypes.addressof(matrix))
     work = len(a) * packed.rows * packed.columns
     call(
@@ -49,7 +47,7 @@ def _few(packed: Packed, codebook: Tensor, a: Tensor, b: Tensor | None) -> Tenso
         *(ctypes.addressof(layer), a.data_ptr(), address(b), len(a), out.data_ptr()),
         work=work,
     )
-    return out
+    return out[0], out[1] if split else None
 
 
 def _by_tiles(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple[Tensor, Tensor | None]:
@@ -62,7 +60,7 @@ def _by_tiles(packed: Packed, a: Tensor, b: Tensor | None, split: bool) -> tuple
         rows = slice(begin * BLOCK_ROWS, min(packed.rows, (begin + count) * BLOCK_ROWS))
         u, v = a.new_empty(2, count * BLOCK_ROWS, packed.columns)
         arguments = (ctypes.addressof(layer), begin, count, u.data_ptr(), None if b is None else v.data_ptr(), 0)
-        call("kquant_dense", *arguments, work=u.numel())
+        call("kquant_dense_rows", *arguments, work=u.numel())
         kept = rows.stop - rows.start
         torch.mm(a, u[:kept].T, out=first[:, rows])
         if second is not None and b is not None:
@@ -86,5 +84,6 @@ def _matrix(packed: Packed, codebook: Tensor) -> MatrixStruct:
         rows=packed.rows,
         levels=packed.levels,
         book_columns=codebook.shape[1],
+        terms=1,
         factor=1.0,
     )
