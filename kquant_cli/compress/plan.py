@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kquant_cli.bundle.writer import RESERVED
 from kquant_cli.calibration import describe_source
-from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
-from kquant_cli.config import CompressConfig, EncoderConfig, settings_of_matrix
+from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices, token_matrices
+from kquant_cli.config import DENSE, CompressConfig, EncoderConfig, settings_of_matrix, settings_of_tokens
 from kquant_cli.encoders import check_bases, encoded_bytes
 from kquant_cli.errors import KQuantError
 
@@ -81,7 +81,7 @@ class Plan:
         """Bytes that channel scales may take beside, at most: which inputs are shared is known once they are seen."""
         if self.scales_known or self.config.stats == "none":
             return 0
-        return sum(CHANNEL_SCALE_BYTES * job.matrix.shape[1] for job in self.jobs)
+        return sum(CHANNEL_SCALE_BYTES * job.matrix.shape[1] for job in self.jobs if not job.matrix.of_tokens)
 
 
 def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
@@ -91,22 +91,41 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
     ------
     KQuantError
         No matrix is selected, a pattern matches nothing, rules that fit one matrix do not go together, a basis cannot
-        have a size that it would need, or a text is not there.
+        have a size that it would need, or a text is not there; `head_bits` are given for a model without a head.
     """
-    selection = select_matrices(checkpoint, config.include, config.exclude)
+    wanted = config.head_bits != DENSE
+    if wanted and "head_bits" in config.model_fields_set and not token_matrices(checkpoint.tensors):
+        raise KQuantError(
+            f"`head_bits` is {config.head_bits}, and {checkpoint.path} has no input embedding or output head under a "
+            f"name that kquant knows, such as embed_tokens or lm_head; leave it out, or name the matrix with --include"
+        )
+    selection = select_matrices(checkpoint, config.include, config.exclude, of_tokens=wanted)
     for rule in config.layers:
         if not any(fnmatchcase(matrix.name, rule.match.removesuffix(".weight")) for matrix in selection.matrices):
             raise KQuantError(
                 f"layers: the pattern {rule.match!r} fits no matrix to be encoded; expected one for names such as "
                 f"{selection.matrices[0].name!r}"
             )
-    jobs = tuple(Job(matrix, settings_of_matrix(config, matrix.name)) for matrix in selection.matrices)
+    made = (_job(matrix, config) for matrix in selection.matrices)
+    jobs = tuple(job for job in made if not job.matrix.of_tokens or _saves_bytes(job, checkpoint))
     for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
         check_bases(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
     describe_texts(config)
     taken = [str(name) for name in checkpoint.other_files if name.as_posix() in RESERVED]
     lost = (f"the source's {', '.join(taken)} is not copied: a bundle has its own",) if taken else ()
     return Plan(checkpoint, config, jobs, selection.notes + lost)
+
+
+def _job(matrix: Matrix, config: CompressConfig) -> Job:
+    if matrix.of_tokens:
+        settings = settings_of_tokens(config, matrix.name)
+        if settings is not None:
+            return Job(matrix, settings)
+    return Job(replace(matrix, of_tokens=False), settings_of_matrix(config, matrix.name))
+
+
+def _saves_bytes(job: Job, checkpoint: Checkpoint) -> bool:
+    return job.nbytes < checkpoint.tensors[job.matrix.tensor].nbytes
 
 
 def describe_texts(config: CompressConfig) -> dict[str, str]:

@@ -97,13 +97,14 @@ def _with_scales(
 ) -> tuple[Plan, dict[str, Tensor], dict[str, Any]]:
     """The jobs with the modules that keep their channel scales, the scales, and what the manifest says of them."""
     config, jobs = plan.config, {job.matrix.name: job for job in plan.jobs}
+    measured = [name for name, job in jobs.items() if not job.matrix.of_tokens]
     plan = replace(plan, scales_known=True)
     if config.stats == "none":
         return plan, {}, {"source": "none"}
     try:
         statistics = load_or_collect(
             plan.checkpoint,
-            list(jobs),
+            measured,
             config.stats,
             seed=config.seed,
             device=device,
@@ -174,11 +175,15 @@ def _allocate(
     stage: Stage,
     say: Callable[[str], None],
 ) -> AllocationPlan:
-    """The level counts of all matrices within the average; those of a rule with bits or levels of its own stay."""
+    """The level counts of all matrices within the average, those of a rule with bits or levels of its own as they are.
+
+    Input embedding and output head are outside it.
+    """
     from kquant_cli.calibration.sensitivity_cache import load_or_measure  # noqa: PLC0415 - imports transformers
 
     config = plan.config
-    matrices = [job.matrix for job in plan.jobs]
+    jobs = [job for job in plan.jobs if not job.matrix.of_tokens]
+    matrices = [job.matrix for job in jobs]
     digest = sha256(f"{content} {config.seed} {torch.device(device).type}".encode())
     for matrix in matrices:
         digest.update(f"\n{matrix.name}\n".encode())
@@ -197,9 +202,9 @@ def _allocate(
             progress=lambda _name, done, total: stage("sensitivities of the layers", done, total),
             say=lambda note: say(f"note: {note}"),
         )
-    weights = {job.matrix.name: job.weights for job in plan.jobs}
+    weights = {job.matrix.name: job.weights for job in jobs}
     try:
-        return plan_levels(weights, _options(plan.jobs), sensitivities, float(config.bits), source=config.sensitivity)
+        return plan_levels(weights, _options(jobs), sensitivities, float(config.bits), source=config.sensitivity)
     except ValueError as error:
         raise KQuantError(
             f"`bits` is {config.bits}, less than the fewest levels take with their codebooks and scales (rules for "

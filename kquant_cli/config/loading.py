@@ -108,6 +108,17 @@ def settings_of_matrix(config: CompressConfig, name: str) -> EncoderConfig:
     return settings
 
 
+def settings_of_tokens(config: CompressConfig, name: str) -> EncoderConfig | None:
+    """The settings of `head_bits` for the matrix of that module name, None where a rule makes it one as the others are.
+
+    KQuantError where those of several rules do not go together.
+    """
+    try:
+        return config.for_tokens(name)
+    except ValidationError as error:
+        raise KQuantError(f"layers: the rules that fit {name} do not go together: {explain(error)}") from None
+
+
 def _check_fallback(config: CompressConfig, settings: EncoderConfig, source: str) -> None:
     """Refuse an `on_no_convergence` that is nothing, that cannot be, or that an average of bits cannot be kept with."""
     answer = config.on_no_convergence

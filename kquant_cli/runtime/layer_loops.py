@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "kquant_decoder_end": [*[POINTER] * 6, LONG, POINTER, INT, POINTER],
     "kquant_decoder_stack": [POINTER, LONG, *[POINTER] * 3, LONG, POINTER, ctypes.c_float, POINTER, INT, POINTER],
     "kquant_head": [POINTER, POINTER, INT, LONG, LONG, POINTER, POINTER, INT, POINTER],
+    "kquant_bytes": [POINTER, POINTER, INT, LONG, POINTER, INT, POINTER],
     "kquant_dense": [POINTER, LONG, LONG, POINTER, POINTER, INT, INT, POINTER],
 }
 RESULTS: dict[str, Any] = {"kquant_transform_pair": None, "kquant_from_blocks": None, "kquant_blocks_size": LONG}
@@ -49,6 +50,16 @@ class LayerStruct(ctypes.Structure):
         *((name, POINTER) for name in ("inverse", "first", "second", "dense", "transposed")),
         ("count", LONG),
         ("matrices", POINTER),
+    )
+
+
+class ByteMatrixStruct(ctypes.Structure):
+    """`ByteMatrix` of native/head.h."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("codes", "scale", "bias", "inverse")),
+        *((name, LONG) for name in ("rows", "columns", "group", "scale_rows", "scale_dtype", "bias_dtype")),
+        *((name, ctypes.c_float) for name in ("step", "offset")),
     )
 
 

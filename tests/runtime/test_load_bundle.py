@@ -280,7 +280,7 @@ DAMAGES = {
     "not named": (lambda t, q: q["modules"].pop(NAME), r"does not say how the stored .*down_proj.weight_codes"),
     "newer": (
         lambda t, q: q.update(format_version=99, more=1),
-        "has format 99, this kquant reads formats 2 and 3; upgrade",
+        "has format 99, this kquant reads formats 2 to 4; upgrade",
     ),
     "no module list": (lambda t, q: q.pop("modules"), "quantization_config has no modules"),
 }
