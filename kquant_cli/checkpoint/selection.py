@@ -78,11 +78,6 @@ def select_matrices(
             raise KQuantError(f"the exclude pattern {pattern!r} matches no tensor{_nearest(pattern, eligible)}")
     default = {name for name in eligible if _in_blocks(name) and not matches(name, KEPT_DENSE)}
     selected = [name for name in eligible if (name in default or matches(name, include)) and not matches(name, exclude)]
-    if not selected:
-        why = (
-            "the exclude patterns leave none" if exclude else "no 2-D floating-point weight lies inside numbered blocks"
-        )
-        raise KQuantError(f"{checkpoint.path} has no matrix to encode: {why}; name some with --include")
     transposed = _conv1d(tensors)
     matrices = [_matrix(name, tensors[name].shape, name in transposed) for name in selected]
     notes = _notes(tensors)
@@ -94,6 +89,11 @@ def select_matrices(
             notes += _kept_beside_encoder(found)
         else:
             matrices += [replace(_matrix(name, tensors[name].shape, False), of_tokens=True) for name in found]
+    if not matrices:
+        why = (
+            "the exclude patterns leave none" if exclude else "no 2-D floating-point weight lies inside numbered blocks"
+        )
+        raise KQuantError(f"{checkpoint.path} has no matrix to encode: {why}; name some with --include")
     return Selection(tuple(sorted(matrices, key=lambda matrix: natural_key(matrix.name))), notes)
 
 
@@ -122,8 +122,9 @@ def _matrix(tensor: str, shape: tuple[int, ...], transposed: bool) -> Matrix:
 
 
 def _kept_beside_encoder(names: Sequence[str]) -> tuple[str, ...]:
-    kept = ", ".join(name.removesuffix(ENDING) for name in names)
-    return (f"{kept} stays dense: in a model with an encoder and a decoder these are not encoded",) if names else ()
+    kept = " and ".join(sorted(name.removesuffix(ENDING) for name in names))
+    stay = "stays" if len(names) == 1 else "stay"
+    return (f"{kept} {stay} dense: tables of a model with an encoder and a decoder are not encoded",) if names else ()
 
 
 def _conv1d(tensors: Mapping[str, TensorLike]) -> set[str]:

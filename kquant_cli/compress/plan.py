@@ -94,7 +94,8 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
         have a size that it would need, or a text is not there; `head_bits` are given for a model without a head.
     """
     wanted = config.head_bits != DENSE
-    if wanted and "head_bits" in config.model_fields_set and not token_matrices(checkpoint.tensors):
+    asked = config.head_bits != CompressConfig.model_fields["head_bits"].default
+    if wanted and asked and not token_matrices(checkpoint.tensors):
         raise KQuantError(
             f"`head_bits` is {config.head_bits}, and {checkpoint.path} has no input embedding or output head under a "
             f"name that kquant knows, such as embed_tokens or lm_head; leave it out, or name the matrix with --include"

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from kquant_cli.config.mistakes import explain
-from kquant_cli.config.schema import COMBINATION, CompressConfig, EncoderConfig, all_settings, changed
+from kquant_cli.config.schema import BELOW_8_BITS, COMBINATION, CompressConfig, EncoderConfig, all_settings, changed
 from kquant_cli.encoders import ENCODERS
 from kquant_cli.errors import KQuantError
 from kquant_cli.suggestions import nearest
@@ -48,6 +48,8 @@ def _check_read(config: CompressConfig, flags: Mapping[str, Any]) -> None:
     settings = [config.base(), *(rule.apply(config.base()) for rule in config.layers)]
     settings += [fallback for c in settings if (fallback := config.fallback(c))]
     encoders, known = {c.encoder for c in settings}, all_settings()
+    if config.head_bits < 8:
+        encoders.add(BELOW_8_BITS["encoder"])
     for flag in flags:
         readers = known[flag].encoders
         if readers and not encoders & set(readers):

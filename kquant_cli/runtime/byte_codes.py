@@ -23,7 +23,7 @@ from kquant_cli.runtime.products import asked_backend
 
 FEW = 32  # tokens up to which decoding tiles takes longer
 MIDDLE = 128
-EVEN = 1e-6  # of the step, by how much levels may be off
+EVEN = 1e-6  # of the largest level, by how much levels may be off: float32's rounding
 
 
 def supports(layout: Layout) -> bool:
@@ -120,6 +120,6 @@ def _even(codebook: Tensor) -> tuple[float, float] | None:
     levels = codebook.double().flatten()
     step = float(levels[-1] - levels[0]) / (len(levels) - 1)
     spaced = levels[0] + step * torch.arange(len(levels), dtype=torch.float64)
-    if not step or float((levels - spaced).abs().max()) > EVEN * abs(step) + 1e-7 * float(levels.abs().max()):
+    if not step or float((levels - spaced).abs().max()) > EVEN * float(levels.abs().max()):
         return None
     return step, float(levels[0]) / step + MIDDLE

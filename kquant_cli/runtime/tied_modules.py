@@ -38,18 +38,21 @@ def retie(model: Any, layouts: Mapping[str, Layout], tied: Mapping[str, str]) ->
     A weight that is encoded is tied to none that is dense.
     """
     keys: dict[str, dict[str, str]] = {prefix: {} for prefix, _ in _parts(model)}
+    changed = set()
     for prefix, target, source in _tied(model):
         one, other = target.removesuffix(WEIGHT), source.removesuffix(WEIGHT)
         if not (target.endswith(WEIGHT) and {one, other} & {*layouts, *tied}):
             keys[prefix][target] = source
             continue
+        changed.add(prefix)
         if tied.get(other) == one:
             one, other = other, one
         layout = layouts.get(other)
         if layout is not None and (layouts.get(one) == layout or tied.get(one) == other):
             keys[prefix] |= {f"{one}.{name}": f"{other}.{name}" for name in layout.tensor_shapes()}
     for prefix, part in _parts(model):
-        part._tied_weights_keys = {t.removeprefix(prefix): s.removeprefix(prefix) for t, s in keys[prefix].items()}
+        if prefix in changed:
+            part._tied_weights_keys = {t.removeprefix(prefix): s.removeprefix(prefix) for t, s in keys[prefix].items()}
     for _, part in _parts(model):
         part.all_tied_weights_keys = part.get_expanded_tied_weights_keys(all_submodels=True)
 

@@ -69,7 +69,7 @@ OURS = {
     "side": "output",
     "stats": "random",
 }
-AVERAGE = {"bits": 2.5, "effort": "fast", "sensitivity": "data-free"}
+AVERAGE = {"bits": 2.5, "head_bits": 6, "effort": "fast", "sensitivity": "data-free"}
 
 
 @pytest.mark.parametrize("flags", [PAPERS, OURS, AVERAGE], ids=["paper", "ours", "average"])
