@@ -92,6 +92,7 @@ def compressed(args: argparse.Namespace, variant: str, bits: float, seed: int) -
             shutil.copyfile(text, out.with_name(out.name + ".text.safetensors"))
         break
     command = [sys.executable, "-m", "kquant_cli", "compress", args.model, "--bits", f"{bits:g}", "--seed", str(seed)]
+    command += ["--head-bits", "16"]  # as the other tables have it
     subprocess.run([*command, *VARIANTS[variant], *minutes, "-o", str(out)], check=True)
     return out
 

@@ -31,7 +31,7 @@ from kquant_cli.calibration import InputStatistics, column_energy, searched_scal
 from kquant_cli.checkpoint import content_hash, open_checkpoint
 from kquant_cli.compress.plan import Plan, make_plan
 from kquant_cli.compress.preparation import SAMPLED_ROWS, prepare
-from kquant_cli.config import CompressConfig
+from kquant_cli.config import DENSE, CompressConfig
 from kquant_cli.encoders import encode
 from kquant_cli.evaluation import EvalOptions, select_tasks
 from kquant_cli.runtime import load_model
@@ -67,7 +67,7 @@ class Bench:
 
 def set_up(args: argparse.Namespace, work: Path) -> Bench:
     checkpoint = open_checkpoint(args.model)
-    plan = make_plan(checkpoint, CompressConfig())
+    plan = make_plan(checkpoint, CompressConfig(head_bits=DENSE))
     loaded = load_model(args.model, device="cpu", dtype="float32")
     parameters = dict(loaded.model.named_parameters())
     parameters = {job.matrix.name: parameters[job.matrix.tensor] for job in plan.jobs}
@@ -86,7 +86,9 @@ def settings_for(name: str, rate: float) -> dict[str, Any]:
 
 def ours(bench: Bench, name: str, rate: float, scaled: bool, seed: int = 0) -> tuple[float, float]:
     """Put kquant's decoded weights into the model; bits a weight and the mean relative squared error."""
-    config = CompressConfig(**settings_for(name, rate), seed=seed, calibration="random" if scaled else "none")
+    config = CompressConfig(
+        **settings_for(name, rate), head_bits=DENSE, seed=seed, calibration="random" if scaled else "none"
+    )
     plan = make_plan(bench.plan.checkpoint, config)
     out = bench.work / "bundle"
     prepared = prepare(plan, out, content_hash(plan.checkpoint), device="cpu", say=lambda text: print(text, flush=True))

@@ -20,6 +20,7 @@ from typing import Any
 from command_tables import excerpt, options, output, settings
 from encoding_tables import annealing, memory, overhead, speed
 from grid_tables import costs, grids
+from head_tables import head_bits
 from paper import tables
 from quality_tables import at_equal_bits, calibrated, compared, errors, kinds
 from results import RESULTS
@@ -57,11 +58,13 @@ MEASURED: Blocks = {
     "eval-overhead": ("eval-overhead.json", overhead),
 }
 FORMAT: Blocks = {"grids": ("", grids)}
+METHOD: Blocks = {"head-bits": ("head-bits.json", head_bits)}
 DOCUMENTS: dict[Path, Blocks] = {
     ROOT / "README.md": README,
     ROOT / "docs" / "guide.md": GUIDE,
     ROOT / "docs" / "results.md": MEASURED,
     ROOT / "docs" / "format.md": FORMAT,
+    ROOT / "docs" / "method.md": METHOD,
     ROOT / "scripts" / "paper" / "README.md": tables.BLOCKS,
 }
 MARKER = re.compile(r"^<!-- ([\w-]+) -->$", re.MULTILINE)

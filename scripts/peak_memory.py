@@ -62,7 +62,7 @@ def main() -> None:
             size = write_checkpoint(source, layers)
             command = [sys.executable, "-m", "kquant_cli", "compress", str(source), "-o", str(bundle)]
             config = Path(tmp) / "quick.yaml"
-            config.write_text(f"encoder: {args.encoder}\n{QUICK[args.encoder]}")
+            config.write_text(f"encoder: {args.encoder}\nhead_bits: 16\n{QUICK[args.encoder]}")
             subprocess.run([*command, "--config", str(config)], check=True, stdout=subprocess.DEVNULL)
             run = json.loads((bundle / "run.json").read_text())
         rows.append(

@@ -1,6 +1,7 @@
-"""The names and numbers of the bundle's format, version 3.
+"""The names and numbers of the bundle's format, version 4.
 
-Version 2 had no constant codebooks, and is read as ever; 1, before any release, packed codes otherwise.
+In version 3 no input embedding was encoded unless a pattern asked for it, and version 2 had no constant codebooks: both
+are read as ever. Version 1, before any release, packed codes otherwise.
 
 A bundle is a Hugging Face checkpoint: `config.json` whose `quantization_config` says how every encoded matrix decodes,
 `model-0000X-of-0000Y.safetensors` with their index, and the source's other files. The matrix `M.weight` has become
@@ -17,7 +18,7 @@ from typing import Any
 from kquant_cli.files.json_object import JsonRefusals, find_object, read_object
 
 QUANT_METHOD = "kashin"
-FORMAT_VERSION, READ_VERSIONS = 3, (2, 3)
+FORMAT_VERSION, READ_VERSIONS = 4, (2, 3, 4)
 CONFIG, INDEX, MANIFEST, RUN, RESULTS = (
     "config.json",
     "model.safetensors.index.json",

@@ -23,7 +23,7 @@ def require_version(version: object, path: Path) -> None:
         raise KQuantError(f"{path / CONFIG}: format_version is {version!r}, expected a number; make the bundle again")
     if version not in READ_VERSIONS:
         what = "upgrade kashin-quant" if version > FORMAT_VERSION else "make the bundle again"
-        formats = " and ".join(map(str, READ_VERSIONS))
+        formats = f"{min(READ_VERSIONS)} to {max(READ_VERSIONS)}"
         raise KQuantError(f"{path}: the bundle has format {version}, this kquant reads formats {formats}; {what}")
 
 

@@ -12,6 +12,7 @@ from kquant_cli.checkpoint.fingerprint import content_hash
 from kquant_cli.checkpoint.locate import checkpoints_within, local_folder
 from kquant_cli.checkpoint.selection import Matrix, Selection, select_matrices
 from kquant_cli.checkpoint.stored_tensor import TensorLike
+from kquant_cli.checkpoint.token_matrices import token_matrices
 
 __all__ = [
     "Checkpoint",
@@ -23,4 +24,5 @@ __all__ = [
     "local_folder",
     "open_checkpoint",
     "select_matrices",
+    "token_matrices",
 ]

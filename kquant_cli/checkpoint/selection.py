@@ -2,18 +2,20 @@
 
 By default every floating-point `*.weight` with two dimensions inside the blocks (a number among the name's components),
 but for `KEPT_DENSE`. Embeddings, norms, project_in/out, poolers and heads have no number in their name, so they stay
-dense. `--include` patterns add any other 2-D `*.weight`, `--exclude` patterns take away; exclude wins.
+dense, but for those of a language model's tokens where these are asked for (token_matrices.py). `--include` patterns
+add any other 2-D `*.weight`, `--exclude` patterns take away; exclude wins.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from kquant_cli.checkpoint.checkpoint import Checkpoint
 from kquant_cli.checkpoint.stored_tensor import TensorLike
+from kquant_cli.checkpoint.token_matrices import has_decoder_beside_encoder, is_large, token_matrices
 from kquant_cli.errors import KQuantError
 from kquant_cli.suggestions import near
 
@@ -38,13 +40,15 @@ CONV1D_MODULES = frozenset(("c_attn", "c_fc", "c_proj", "q_attn"))
 class Matrix:
     """A weight to encode: `name` is the module's, `tensor` the stored one's; `shape` = (out_features, in_features).
 
-    `transposed`: stored as (in_features, out_features), as GPT-2's Conv1D does.
+    `transposed`: stored as (in_features, out_features), as GPT-2's Conv1D does. `of_tokens`: the input embedding or the
+    output head, encoded because these are, and not because a pattern asks for it.
     """
 
     name: str
     tensor: str
     shape: tuple[int, int]
     transposed: bool
+    of_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,12 @@ class Selection:
     notes: tuple[str, ...]
 
 
-def select_matrices(checkpoint: Checkpoint, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Selection:
+def select_matrices(
+    checkpoint: Checkpoint, include: Sequence[str] = (), exclude: Sequence[str] = (), *, of_tokens: bool = False
+) -> Selection:
     """Apply the rules. Patterns are those of fnmatch, matched with the tensor's name and the module's.
+
+    `of_tokens`: with the input embedding and the output head.
 
     Raises KQuantError for a pattern that matches nothing, and when no matrix is selected.
     """
@@ -70,14 +78,23 @@ def select_matrices(checkpoint: Checkpoint, include: Sequence[str] = (), exclude
             raise KQuantError(f"the exclude pattern {pattern!r} matches no tensor{_nearest(pattern, eligible)}")
     default = {name for name in eligible if _in_blocks(name) and not matches(name, KEPT_DENSE)}
     selected = [name for name in eligible if (name in default or matches(name, include)) and not matches(name, exclude)]
-    if not selected:
+    transposed = _conv1d(tensors)
+    matrices = [_matrix(name, tensors[name].shape, name in transposed) for name in selected]
+    notes = _notes(tensors)
+    if of_tokens:
+        found = [n for n in token_matrices(tensors) if is_large(tensors[n]) and n not in selected]
+        also = {kept: dropped for dropped, kept in checkpoint.tied.items()}
+        found = [name for name in found if not matches(name, exclude) and not matches(also.get(name, ""), exclude)]
+        if has_decoder_beside_encoder(checkpoint.config):
+            notes += _kept_beside_encoder(found)
+        else:
+            matrices += [replace(_matrix(name, tensors[name].shape, False), of_tokens=True) for name in found]
+    if not matrices:
         why = (
             "the exclude patterns leave none" if exclude else "no 2-D floating-point weight lies inside numbered blocks"
         )
         raise KQuantError(f"{checkpoint.path} has no matrix to encode: {why}; name some with --include")
-    transposed = _conv1d(tensors)
-    matrices = (_matrix(name, tensors[name].shape, name in transposed) for name in selected)
-    return Selection(tuple(sorted(matrices, key=lambda matrix: natural_key(matrix.name))), _notes(tensors))
+    return Selection(tuple(sorted(matrices, key=lambda matrix: natural_key(matrix.name))), notes)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -102,6 +119,12 @@ def _in_blocks(name: str) -> bool:
 def _matrix(tensor: str, shape: tuple[int, ...], transposed: bool) -> Matrix:
     rows, columns = shape
     return Matrix(tensor.removesuffix(ENDING), tensor, (columns, rows) if transposed else (rows, columns), transposed)
+
+
+def _kept_beside_encoder(names: Sequence[str]) -> tuple[str, ...]:
+    kept = " and ".join(sorted(name.removesuffix(ENDING) for name in names))
+    stay = "stays" if len(names) == 1 else "stay"
+    return (f"{kept} {stay} dense: tables of a model with an encoder and a decoder are not encoded",) if names else ()
 
 
 def _conv1d(tensors: Mapping[str, TensorLike]) -> set[str]:

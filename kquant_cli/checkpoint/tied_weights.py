@@ -28,9 +28,9 @@ def tied_by_storage(groups: Iterable[list[str]], config: Mapping[str, Any]) -> d
     """
     tied = {}
     for names in groups:
-        kept = next((name for name in names if not _is(name, OUTPUTS)), names[0])
+        kept = next((name for name in names if not is_named(name, OUTPUTS)), names[0])
         for name in names:
-            untied = config.get("tie_word_embeddings") is False and _is(name, OUTPUTS)
+            untied = config.get("tie_word_embeddings") is False and is_named(name, OUTPUTS)
             if name != kept and not untied:
                 tied[name] = kept
     return tied
@@ -40,8 +40,8 @@ def tied_by_value(tensors: Mapping[str, TensorLike], config: Mapping[str, Any]) 
     """Dropped name -> kept name for output layers that the config ties to an input embedding, where both are equal."""
     if config.get("tie_word_embeddings") is not True:
         return {}
-    inputs = [name for name in tensors if _is(name, INPUTS)]
-    outputs = [name for name in tensors if _is(name, OUTPUTS)]
+    inputs = [name for name in tensors if is_named(name, INPUTS)]
+    outputs = [name for name in tensors if is_named(name, OUTPUTS)]
     tied: dict[str, str] = {}
     for output, kept in product(outputs, inputs):
         if output not in tied and _same(tensors[output], tensors[kept]):
@@ -49,7 +49,8 @@ def tied_by_value(tensors: Mapping[str, TensorLike], config: Mapping[str, Any]) 
     return tied
 
 
-def _is(name: str, endings: tuple[str, ...]) -> bool:
+def is_named(name: str, endings: tuple[str, ...]) -> bool:
+    """Whether the tensor's name is one of `endings`, or ends with a dot and one."""
     return any(name == ending or name.endswith(f".{ending}") for ending in endings)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kquant_cli.bundle.writer import RESERVED
 from kquant_cli.calibration import OWN, describe_source, is_causal
-from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices
-from kquant_cli.config import CompressConfig, EncoderConfig, settings_of_matrix
+from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices, token_matrices
+from kquant_cli.config import DENSE, CompressConfig, EncoderConfig, settings_of_matrix, settings_of_tokens
 from kquant_cli.encoders import check_bases, encoded_bytes, takes_metric
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.block_names import block_of
@@ -84,7 +84,8 @@ class Plan:
         """Bytes that channel scales may take beside, at most: which inputs are shared is known once they are seen."""
         if self.scales_known or self.config.calibration == "none":
             return 0
-        return sum(CHANNEL_SCALE_BYTES * job.matrix.shape[1] for job in self.jobs if not job.calibrated)
+        jobs = (job for job in self.jobs if not job.calibrated and not job.matrix.of_tokens)
+        return sum(CHANNEL_SCALE_BYTES * job.matrix.shape[1] for job in jobs)
 
 
 def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
@@ -94,16 +95,24 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
     ------
     KQuantError
         No matrix is selected, a pattern matches nothing, rules that fit one matrix do not go together, a basis cannot
-        have a size that it would need, or a text is not there.
+        have a size that it would need, or a text is not there; `head_bits` are given for a model without a head.
     """
-    selection = select_matrices(checkpoint, config.include, config.exclude)
+    wanted = config.head_bits != DENSE
+    asked = config.head_bits != CompressConfig.model_fields["head_bits"].default
+    if wanted and asked and not token_matrices(checkpoint.tensors):
+        raise KQuantError(
+            f"`head_bits` is {config.head_bits}, and {checkpoint.path} has no input embedding or output head under a "
+            f"name that kquant knows, such as embed_tokens or lm_head; leave it out, or name the matrix with --include"
+        )
+    selection = select_matrices(checkpoint, config.include, config.exclude, of_tokens=wanted)
     for rule in config.layers:
         if not any(fnmatchcase(matrix.name, rule.match.removesuffix(".weight")) for matrix in selection.matrices):
             raise KQuantError(
                 f"layers: the pattern {rule.match!r} fits no matrix to be encoded; expected one for names such as "
                 f"{selection.matrices[0].name!r}"
             )
-    jobs = tuple(_job(matrix, config, checkpoint) for matrix in selection.matrices)
+    made = (_job(matrix, config, checkpoint) for matrix in selection.matrices)
+    jobs = tuple(job for job in made if not job.matrix.of_tokens or _saves_bytes(job, checkpoint))
     for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
         check_bases(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
     describe_texts(config)
@@ -115,9 +124,18 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
 
 
 def _job(matrix: Matrix, config: CompressConfig, checkpoint: Checkpoint) -> Job:
+    if matrix.of_tokens:
+        settings = settings_of_tokens(config, matrix.name)
+        if settings is not None:
+            return Job(matrix, settings)
     settings = settings_of_matrix(config, matrix.name)
     on_text = config.calibration not in ("random", "none") and is_causal(checkpoint.config)
-    return Job(matrix, settings, calibrated=on_text and takes_metric(settings) and block_of(matrix.name) is not None)
+    calibrated = on_text and takes_metric(settings) and block_of(matrix.name) is not None
+    return Job(replace(matrix, of_tokens=False), settings, calibrated=calibrated)
+
+
+def _saves_bytes(job: Job, checkpoint: Checkpoint) -> bool:
+    return job.nbytes < checkpoint.tensors[job.matrix.tensor].nbytes
 
 
 def require_writer(checkpoint: Checkpoint, config: CompressConfig) -> None:

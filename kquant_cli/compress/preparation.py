@@ -153,7 +153,7 @@ def _with_scales(
 ) -> tuple[Plan, dict[str, Tensor], dict[str, Any]]:
     """The jobs with the modules that keep their channel scales, the scales, and what the manifest says of them."""
     config, jobs = plan.config, {job.matrix.name: job for job in plan.jobs}
-    names = [name for name, job in jobs.items() if not job.calibrated]
+    names = [name for name, job in jobs.items() if not job.calibrated and not job.matrix.of_tokens]
     plan = replace(plan, scales_known=True)
     if config.calibration == "none" or not names:
         return plan, {}, {"source": "none"}
@@ -233,7 +233,11 @@ def _allocate(
     stage: Stage,
     say: Callable[[str], None],
 ) -> AllocationPlan:
-    """The level counts of all matrices within the average; those of a rule with bits or levels of its own stay."""
+    """The level counts of all matrices within the average, those of a rule with bits or levels of its own as they are.
+
+    Input embedding and output head are outside it.
+    """
+    plan = replace(plan, jobs=tuple(job for job in plan.jobs if not job.matrix.of_tokens))
     if session is not None and moments is not None and all(job.calibrated for job in plan.jobs):
         values, source = _sensitivities(plan, session, moments, stage, say), session.source
     else:

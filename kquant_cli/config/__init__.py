@@ -5,10 +5,11 @@ which overrides the defaults (loading.py); everything is validated once, and a m
 what was expected and the nearest valid spelling (mistakes.py).
 """
 
-from kquant_cli.config.loading import load_config, settings_of_matrix
-from kquant_cli.config.schema import CompressConfig, EncoderConfig, LayerRule, Setting, all_settings
+from kquant_cli.config.loading import load_config, settings_of_matrix, settings_of_tokens
+from kquant_cli.config.schema import DENSE, CompressConfig, EncoderConfig, LayerRule, Setting, all_settings
 
 __all__ = [
+    "DENSE",
     "CompressConfig",
     "EncoderConfig",
     "LayerRule",
@@ -16,4 +17,5 @@ __all__ = [
     "all_settings",
     "load_config",
     "settings_of_matrix",
+    "settings_of_tokens",
 ]

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from kquant_cli.config.mistakes import explain
-from kquant_cli.config.schema import COMBINATION, CompressConfig, EncoderConfig, all_settings, changed
+from kquant_cli.config.schema import BELOW_8_BITS, COMBINATION, CompressConfig, EncoderConfig, all_settings, changed
 from kquant_cli.encoders import ENCODERS, takes_metric
 from kquant_cli.errors import KQuantError
 from kquant_cli.suggestions import nearest
@@ -48,6 +48,8 @@ def _check_read(config: CompressConfig, flags: Mapping[str, Any]) -> None:
     settings = [config.base(), *(rule.apply(config.base()) for rule in config.layers)]
     settings += [fallback for c in settings if (fallback := config.fallback(c))]
     encoders, known = {c.encoder for c in settings}, all_settings()
+    if config.head_bits < 8:
+        encoders.add(BELOW_8_BITS["encoder"])
     for flag in flags:
         readers = known[flag].encoders
         if readers and not encoders & set(readers):
@@ -121,6 +123,17 @@ def settings_of_matrix(config: CompressConfig, name: str) -> EncoderConfig:
         raise KQuantError(f"layers: the rules that fit {name} do not go together: {explain(error)}") from None
     _check_fallback(config, settings, f"layers: {name}")
     return settings
+
+
+def settings_of_tokens(config: CompressConfig, name: str) -> EncoderConfig | None:
+    """The settings of `head_bits` for the matrix of that module name, None where a rule makes it one as the others are.
+
+    KQuantError where those of several rules do not go together.
+    """
+    try:
+        return config.for_tokens(name)
+    except ValidationError as error:
+        raise KQuantError(f"layers: the rules that fit {name} do not go together: {explain(error)}") from None
 
 
 def _check_fallback(config: CompressConfig, settings: EncoderConfig, source: str) -> None:

@@ -30,6 +30,11 @@ from kquant_cli.setting_types import AsTuple, OneOf, Patterns, Seed, Settings
 
 COMBINATION = "combination"  # the type of an error of values that are possible one by one
 OPTIONS = "options"
+DENSE = 16  # `head_bits` that leave input embedding and output head as they are
+# How these are encoded otherwise. Measured on SmolLM2-135M (docs/method.md): with 8 bits evenly spaced levels are near
+# enough, and their rows are read fast; below, they cost several times the divergence of annealed codes.
+AT_8_BITS = {"encoder": "uniform", "group_size": 64}
+BELOW_8_BITS = {"encoder": "annealed", "side": "input"}
 
 
 def _bits(value: object) -> object:
@@ -37,6 +42,13 @@ def _bits(value: object) -> object:
     if type(value) not in (int, float) or not 1 <= value <= 8:  # type: ignore[operator]
         raise PydanticCustomError("bits", "a number from 1 to 8, whole or, as an average, a fraction such as 3.25")
     return int(value) if value == int(value) else value  # type: ignore[call-overload]
+
+
+def _head_bits(value: object) -> object:
+    """A whole number from 2 to 8, or 16."""
+    if type(value) not in (int, float) or value not in (*range(2, 9), DENSE):
+        raise PydanticCustomError("head_bits", "whole bits from 2 to 8, or 16 for dense")
+    return int(value)  # type: ignore[call-overload]
 
 
 def encoders_in_words() -> str:
@@ -133,6 +145,11 @@ class LayerRule(BaseModel):
         """Whether `match`, with or without its ending .weight, fits the module name."""
         return fnmatchcase(name, self.match.removesuffix(".weight"))
 
+    @property
+    def has_own_bits(self) -> bool:
+        """Whether it says how many levels a matrix gets, or of which encoder."""
+        return not {"bits", "levels", "encoder"}.isdisjoint(self.model_extra or {})
+
     def apply(self, base: EncoderConfig) -> EncoderConfig:
         """The settings of `base` with this rule's in their place; raises pydantic's ValidationError."""
         return EncoderConfig.model_validate(changed(base.model_dump(), self.model_extra or {}))
@@ -143,6 +160,11 @@ class CompressConfig(EncoderConfig):
 
     include: Patterns = Field((), description="patterns of further matrices to encode, such as lm_head.weight")
     exclude: Patterns = Field((), description="patterns of matrices that stay dense")
+    head_bits: Annotated[int | float, BeforeValidator(_head_bits)] = Field(
+        8,
+        description="bits of a language model's input embedding and output head, 2 to 8 and outside an average, or 16: "
+        "dense",
+    )
     calibration: str = Field(
         "auto",
         description="what the model is measured on: own (text that it writes itself), random (tokens: channel scales "
@@ -181,6 +203,20 @@ class CompressConfig(EncoderConfig):
         for rule in self.layers:
             if rule.fits(name):
                 config = rule.apply(config)
+        return config
+
+    def for_tokens(self, name: str) -> EncoderConfig | None:
+        """The settings for the input embedding or the output head of that module name: `head_bits`.
+
+        None where a rule of `layers` gives it bits, levels or an encoder, so that it is a matrix as the others are.
+        """
+        rules = [rule for rule in self.layers if rule.fits(name)]
+        if any(rule.has_own_bits for rule in rules):
+            return None
+        how = AT_8_BITS if self.head_bits == 8 else BELOW_8_BITS
+        config = EncoderConfig.model_validate(changed(self.base().model_dump(), {"bits": self.head_bits, **how}))
+        for rule in rules:
+            config = rule.apply(config)
         return config
 
     def fallback(self, config: EncoderConfig) -> EncoderConfig | None:

@@ -1,6 +1,10 @@
-// One token's product with a dense matrix (rows, columns) of any dtype, such as a model's output head: y = W x + bias.
+// Products of a few tokens with a matrix (rows, columns) that takes as long as it takes to read it, such as a model's
+// output head: dense numbers of any dtype, or codes of a byte (runtime/byte_codes.py),
 //
-// Nothing is to be gained but by reading the matrix as fast as memory gives it, which libraries do for float32 alone.
+//     y_i = sum_g scale_ig (sum_j w_ij x_j + offset sum_j x_j) + bias_i      over the columns j of group g
+//
+// Dense: w are the numbers, one group of scale 1, no offset. Codes: w_ij = code_ij - 128. Nothing is to be gained but by
+// reading the matrix as fast as memory gives it, which libraries do for float32 alone.
 
 #pragma once
 
@@ -8,81 +12,167 @@
 
 namespace {
 
+enum { CODE = 3 };  // beside the dtypes of numbers.h
+
+// As runtime/byte_codes.py lays it out.
+struct ByteMatrix {
+    const uint8_t *codes;
+    const void *scale, *bias;  // (scale_rows, groups), (rows,); null: none
+    const float *inverse;      // what x is multiplied with before (columns,); null: nothing
+    long rows, columns, group, scale_rows, scale_dtype, bias_dtype;
+    float step, offset;  // step: of the levels, beside the scale
+};
+
 struct Head {
-    const void *weight, *bias;  // bias: null, or of the weight's dtype
-    int dtype;
-    long rows, columns;
-    const float *x;
-    void *y;
+    const void *matrix;
+    int dtype;  // of its numbers
+    const void *scale, *bias;
+    long rows, columns, group, scale_rows;
+    int scale_dtype, bias_dtype;
+    float step, offset;
+    const float *x;  // (tokens, columns)
+    long tokens;
+    void *y;  // (tokens, rows)
+    int y_dtype;
     Tasks tasks;
 
     static constexpr long TOGETHER_ROWS = 4, TASK = 64, FAR = 8192;  // bytes from what is read to what is fetched
 
+    static constexpr long size(int dtype) { return dtype == FLOAT32 ? 4 : dtype == CODE ? 1 : 2; }
+
+    template <int DTYPE> INLINE static float single_number(const void *numbers, long i) {
+        if constexpr (DTYPE == CODE)
+            return (int)((const uint8_t *)numbers)[i] - 128;
+        else
+            return number(numbers, DTYPE, i);
+    }
+
     template <int DTYPE> INLINE static single::Vector widened(const void *numbers, long i) {
         single::Vector v;
+        const char *const at = (const char *)numbers + i * size(DTYPE);
         if constexpr (DTYPE == FLOAT32) {
-            memcpy(&v, (const float *)numbers + i, sizeof v);
+            memcpy(&v, at, sizeof v);
         } else {
-            const uint16_t *const at = (const uint16_t *)numbers + i;
 #if defined(__AVX512F__)
-            const __m256i bits = _mm256_loadu_si256((const __m256i *)at);
-            if constexpr (DTYPE == BFLOAT16)
-                v = (single::Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
-            else
-                v = (single::Vector)_mm512_cvtph_ps(bits);
+            if constexpr (DTYPE == CODE) {
+                const __m128i bytes = _mm_xor_si128(_mm_loadu_si128((const __m128i *)at), _mm_set1_epi8((char)0x80));
+                v = (single::Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+            } else {
+                const __m256i bits = _mm256_loadu_si256((const __m256i *)at);
+                if constexpr (DTYPE == BFLOAT16)
+                    v = (single::Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+                else
+                    v = (single::Vector)_mm512_cvtph_ps(bits);
+            }
 #elif defined(__AVX2__) && defined(__F16C__)
-            const __m128i bits = _mm_loadu_si128((const __m128i *)at);
-            if constexpr (DTYPE == BFLOAT16)
-                v = (single::Vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
-            else
-                v = (single::Vector)_mm256_cvtph_ps(bits);
+            if constexpr (DTYPE == CODE) {
+                const __m128i bytes = _mm_xor_si128(_mm_loadl_epi64((const __m128i *)at), _mm_set1_epi8((char)0x80));
+                v = (single::Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+            } else {
+                const __m128i bits = _mm_loadu_si128((const __m128i *)at);
+                if constexpr (DTYPE == BFLOAT16)
+                    v = (single::Vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+                else
+                    v = (single::Vector)_mm256_cvtph_ps(bits);
+            }
 #else
-            for (int lane = 0; lane < single::LANES; lane++) v[lane] = number(at, DTYPE, lane);
+            for (int lane = 0; lane < single::LANES; lane++) v[lane] = single_number<DTYPE>(at, lane);
 #endif
         }
         return v;
     }
 
-    template <int DTYPE> void multiply(long first) const {
-        constexpr long SIZE = DTYPE == FLOAT32 ? 4 : 2;
+    // TOGETHER_ROWS rows from `first` with tokens token .. token + TOKENS - 1.
+    template <int DTYPE, int TOKENS> void multiply(long first, long token) const {
         const char *at[TOGETHER_ROWS];
-        single::Vector sums[TOGETHER_ROWS] = {};
+        const float *const from = x + token * columns;
+        const long groups = (columns + group - 1) / group;
+        single::Vector totals[TOGETHER_ROWS][TOKENS] = {};
+        float rests[TOGETHER_ROWS][TOKENS] = {};
         for (int r = 0; r < TOGETHER_ROWS; r++)
-            at[r] = (const char *)weight + std::min(first + r, rows - 1) * columns * SIZE;
-        long i = 0;
-        for (; i + single::LANES <= columns; i += single::LANES) {
-            single::Vector factor;
-            memcpy(&factor, x + i, sizeof factor);
-            UNROLL_ALL for (int r = 0; r < TOGETHER_ROWS; r++) {
-                __builtin_prefetch(at[r] + i * SIZE + FAR, 0, 1);
-                sums[r] += widened<DTYPE>(at[r], i) * factor;
+            at[r] = (const char *)matrix + std::min(first + r, rows - 1) * columns * size(DTYPE);
+        for (long g = 0; g < groups; g++) {
+            const long end = std::min(columns, (g + 1) * group);
+            long i = g * group;
+            single::Vector sums[TOGETHER_ROWS][TOKENS] = {};
+            for (; i + single::LANES <= end; i += single::LANES) {
+                single::Vector factor[TOKENS];
+                UNROLL_ALL for (int t = 0; t < TOKENS; t++) memcpy(factor + t, from + t * columns + i, sizeof *factor);
+                UNROLL_ALL for (int r = 0; r < TOGETHER_ROWS; r++) {
+                    __builtin_prefetch(at[r] + i * size(DTYPE) + FAR, 0, 1);
+                    const single::Vector numbers = widened<DTYPE>(at[r], i);
+                    UNROLL_ALL for (int t = 0; t < TOKENS; t++) sums[r][t] += numbers * factor[t];
+                }
+            }
+            for (int r = 0; r < TOGETHER_ROWS; r++) {
+                const float scaled = scale_of(std::min(first + r, rows - 1), g, groups);
+                for (int t = 0; t < TOKENS; t++) {
+                    totals[r][t] += sums[r][t] * scaled;
+                    for (long j = i; j < end; j++)
+                        rests[r][t] += scaled * single_number<DTYPE>(at[r], j) * from[t * columns + j];
+                    if (offset)
+                        for (long j = g * group; j < end; j++) rests[r][t] += scaled * offset * from[t * columns + j];
+                }
             }
         }
-        for (int r = 0; r < TOGETHER_ROWS && first + r < rows; r++) {
-            float sum = bias ? number(bias, DTYPE, first + r) : 0;
-            for (int lane = 0; lane < single::LANES; lane++) sum += sums[r][lane];
-            for (long j = i; j < columns; j++) sum += number(at[r], DTYPE, j) * x[j];
-            store(y, DTYPE, first + r, sum);
-        }
+        for (int r = 0; r < TOGETHER_ROWS && first + r < rows; r++)
+            for (int t = 0; t < TOKENS; t++) {
+                float sum = rests[r][t] + (bias ? number(bias, bias_dtype, first + r) : 0);
+                for (int lane = 0; lane < single::LANES; lane++) sum += totals[r][t][lane];
+                store(y, y_dtype, (token + t) * rows + first + r, sum);
+            }
+    }
+
+    INLINE float scale_of(long row, long g, long groups) const {
+        return scale ? step * number(scale, scale_dtype, scale_rows > 1 ? row * groups + g : 0) : step;
+    }
+
+    // A task's rows stay in the cache for all tokens.
+    template <int DTYPE> void all_tokens(long begin, long end) const {
+        long token = 0;
+        for (; token + 4 <= tokens; token += 4)
+            for (long row = begin; row < end; row += TOGETHER_ROWS) multiply<DTYPE, 4>(row, token);
+        for (; token < tokens; token++)
+            for (long row = begin; row < end; row += TOGETHER_ROWS) multiply<DTYPE, 1>(row, token);
     }
 
     void operator()() {
         tasks.run((rows + TASK - 1) / TASK, [&](long task) {
-            for (long row = task * TASK; row < std::min(rows, (task + 1) * TASK); row += TOGETHER_ROWS)
-                dtype == FLOAT32    ? multiply<FLOAT32>(row)
-                : dtype == BFLOAT16 ? multiply<BFLOAT16>(row)
-                                    : multiply<FLOAT16>(row);
+            const long begin = task * TASK, end = std::min(rows, begin + TASK);
+            dtype == FLOAT32    ? all_tokens<FLOAT32>(begin, end)
+            : dtype == BFLOAT16 ? all_tokens<BFLOAT16>(begin, end)
+            : dtype == FLOAT16  ? all_tokens<FLOAT16>(begin, end)
+                                : all_tokens<CODE>(begin, end);
         });
     }
 };
 
+// x (tokens, columns) of any dtype as float32, times `inverse`; null: there is no memory.
+inline float *widened_input(const void *x, int dtype, long tokens, long columns, const float *inverse) {
+    static thread_local Workspace workspace;
+    float *const in = (float *)workspace.of(tokens * columns * sizeof(float));
+    if (!in) return nullptr;
+    read(x, dtype, tokens * columns, in);
+    if (inverse)
+        for (long token = 0; token < tokens; token++)
+            for (long j = 0; j < columns; j++) in[token * columns + j] *= inverse[j];
+    return in;
+}
+
 inline bool head(const void *weight, const void *bias, int dtype, long rows, long columns, const void *x, void *y,
                  int threads, Parallel *parallel) {
-    static thread_local Workspace workspace;
-    float *const in = (float *)workspace.of(columns * sizeof(float));
+    const float *const in = widened_input(x, dtype, 1, columns, nullptr);
     if (!in) return false;
-    read(x, dtype, columns, in);
-    Head job{weight, bias, dtype, rows, columns, in, y};
+    Head job{weight, dtype, nullptr, bias, rows, columns, columns, 1, 0, dtype, 1, 0, in, 1, y, dtype};
+    in_parallel(job, threads, parallel);
+    return true;
+}
+
+inline bool bytes(const ByteMatrix &m, const void *x, int dtype, long tokens, void *y, int threads, Parallel *parallel) {
+    const float *const in = widened_input(x, dtype, tokens, m.columns, m.inverse);
+    if (!in) return false;
+    Head job{m.codes,   CODE,       m.scale, m.bias,   m.rows, m.columns, m.group, m.scale_rows, (int)m.scale_dtype,
+             (int)m.bias_dtype, m.step, m.offset, in, tokens, y, dtype};
     in_parallel(job, threads, parallel);
     return true;
 }

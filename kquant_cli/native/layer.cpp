@@ -114,6 +114,12 @@ int kquant_head(const void *weight, const void *bias, int dtype, long rows, long
     return !head(weight, bias, dtype, rows, columns, x, y, threads, parallel);
 }
 
+// The same of codes; y (tokens, rows) of x (tokens, columns), both of one dtype.
+int kquant_bytes(const ByteMatrix *matrix, const void *x, int dtype, long tokens, void *y, int threads,
+                 Parallel *parallel) {
+    return !bytes(*matrix, x, dtype, tokens, y, threads, parallel);
+}
+
 // dense.h: rows of blocks first .. first + count - 1 of the first matrix, as rows (64 count, columns).
 int kquant_dense_rows(const Layer *layer, long first, long count, void *u, float *v, int dtype, int threads,
                       Parallel *parallel) {

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "KashinEmbedding": "embedding",
     "KashinLinear": "linear",
     "load": "load_bundle",
     "load_model": "loading",

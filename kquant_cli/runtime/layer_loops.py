@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "kquant_decoder_end": [*[POINTER] * 6, LONG, POINTER, INT, POINTER],
     "kquant_decoder_stack": [POINTER, LONG, *[POINTER] * 3, LONG, POINTER, ctypes.c_float, POINTER, INT, POINTER],
     "kquant_head": [POINTER, POINTER, INT, LONG, LONG, POINTER, POINTER, INT, POINTER],
+    "kquant_bytes": [POINTER, POINTER, INT, LONG, POINTER, INT, POINTER],
     "kquant_dense_rows": [POINTER, LONG, LONG, POINTER, POINTER, INT, INT, POINTER],
     "kquant_dense_columns": [POINTER, LONG, LONG, POINTER, INT, INT, POINTER],
 }
@@ -63,6 +64,16 @@ class LayerStruct(ctypes.Structure):
         ("inverse", POINTER),
         ("count", LONG),
         ("matrices", POINTER),
+    )
+
+
+class ByteMatrixStruct(ctypes.Structure):
+    """`ByteMatrix` of native/head.h."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("codes", "scale", "bias", "inverse")),
+        *((name, LONG) for name in ("rows", "columns", "group", "scale_rows", "scale_dtype", "bias_dtype")),
+        *((name, ctypes.c_float) for name in ("step", "offset")),
     )
 
 

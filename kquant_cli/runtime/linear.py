@@ -13,31 +13,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from kquant_cli.encoded import EncodedMatrix, Layout
+from kquant_cli.encoded import Layout
 from kquant_cli.process_memory import let_go
-from kquant_cli.runtime import blocks, cpu_layer
+from kquant_cli.runtime import blocks, byte_codes, cpu_layer
 from kquant_cli.runtime.basis_cache import BasisCache
+from kquant_cli.runtime.byte_codes import ByteProduct
 from kquant_cli.runtime.device_product import device_product
+from kquant_cli.runtime.encoded_weight import EncodedWeight
 from kquant_cli.runtime.input_transform import InputTransform
-from kquant_cli.runtime.operators import compiled_product, layout_key, unscaled
+from kquant_cli.runtime.operators import compiled_product, unscaled
 from kquant_cli.runtime.products import Packed
 
-DTYPES = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # others as stored, by default float16
 
-
-class KashinLinear(nn.Module):
+class KashinLinear(EncodedWeight):
     """An encoded matrix in place of `nn.Linear(in_features, out_features)` (or of GPT-2's Conv1D).
 
-    The parameters have the names and dtypes of the bundle's tensors (`weight_codes`, `weight_codebook`,
-    `weight_scale`, ...) and keep their dtypes under `.to(dtype)`: a codebook in 16 bits would be another weight. A
-    constant codebook is no parameter; `codebook` is the one or the other. `bias` is an ordinary parameter.
-    `channel_scale` is what another layer stores and this one shares; None: there is none, or this layer's own.
+    `bias` is an ordinary parameter, all else of `EncodedWeight`. An output head may share that with an embedding.
     Gradients reach the input and the bias, not the codes.
     """
 
-    weight_codes: nn.Parameter
-    weight_codebook: nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(
@@ -47,31 +43,14 @@ class KashinLinear(nn.Module):
         dtypes: Mapping[str, torch.dtype] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        self.layout = layout
-        self.layout_key = layout_key(layout)
+        super().__init__(layout, bias, dtypes, device)
         self.out_features, self.in_features = layout.shape
-        for name, shape in layout.tensor_shapes().items():
-            dtype = (dtypes or {}).get(name) or DTYPES.get(name, torch.float16)
-            empty = torch.empty(shape, dtype=dtype, device=device)
-            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
         self.register_parameter("bias", bias)
         self.blocks: Tensor | None = None  # the codes, where `to_blocks` has laid them out
         self.ready = False  # for one call that computes the layer (cpu_layer.py)
         self.input_transform = InputTransform(layout.frame.right_u, layout.frame.right_v, layout.columns)
         self.left_bases = BasisCache()
-        self.channel_scale: list[Tensor] = []  # in a list, so that no module but its owner has it as a parameter
-
-    @classmethod
-    def of(cls, encoded: EncodedMatrix, bias: nn.Parameter | None = None) -> KashinLinear:
-        """The layer of an encoded matrix, on its device."""
-        tensors = {name: tensor.to(encoded.codes.device) for name, tensor in encoded.to_tensors().items()}
-        layer = cls(encoded.layout, bias, {name: tensor.dtype for name, tensor in tensors.items()})
-        for name, tensor in tensors.items():
-            setattr(layer, name, nn.Parameter(tensor, requires_grad=False))
-        if encoded.channel_scale is not None and encoded.layout.channel_scale_from is not None:
-            layer.channel_scale = [encoded.channel_scale]
-        return layer
+        self.bytes = ByteProduct() if byte_codes.supports(layout) else None
 
     def forward(self, x: Tensor) -> Tensor:
         """y (..., out_features) of x (..., in_features), in x's dtype.
@@ -83,12 +62,14 @@ class KashinLinear(nn.Module):
             self._bring_codes(x.device)
         if self.ready and not torch.compiler.is_compiling() and cpu_layer.takes(x, self.bias):
             return self.input_transform.whole(x, self).view(*x.shape[:-1], self.out_features)
-        scale, col_scale = self._own("weight_scale"), self._own("weight_col_scale")
+        if self.bytes is not None and not torch.compiler.is_compiling() and (y := self.bytes(self, x)) is not None:
+            return y
+        scale, col_scale = self.own("weight_scale"), self.own("weight_col_scale")
         grouped = scale is not None and scale.shape[1] > 1
         group_scale = scale if grouped else None
         if torch.compiler.is_compiling():
             codes = self.weight_codes if self.blocks is None else self.blocks
-            matrix = (codes, self._own("weight_codebook"), group_scale, col_scale, self.shared_channel_scale())
+            matrix = (codes, self.own("weight_codebook"), group_scale, col_scale, self.shared_channel_scale())
             y = compiled_product(x, *matrix, self.layout_key)
         else:
             group = self.layout.group if grouped else 0
@@ -103,14 +84,6 @@ class KashinLinear(nn.Module):
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
-
-    def encoded(self) -> EncodedMatrix:
-        """The matrix that the parameters hold."""
-        tensors = {name: getattr(self, name).detach() for name in self.layout.tensor_shapes()}
-        tensors["weight_codes"] = self.packed_codes()
-        if (shared := self.shared_channel_scale()) is not None:
-            tensors["weight_channel_scale"] = shared.detach().to(self.weight_codes.device)
-        return EncodedMatrix.from_tensors(self.layout, tensors)
 
     def packed_codes(self) -> Tensor:
         """The codes as a bundle stores them (packing.py), wherever they are."""
@@ -145,23 +118,23 @@ class KashinLinear(nn.Module):
         self.weight_codes.data, self.blocks, self.ready = self.packed_codes(), None, False
         return True
 
-    @property
-    def codebook(self) -> Tensor:
-        """The codebook (levels, 1 or 2) on the codes' device: the constant one, which layers share, or this layer's."""
-        constant = self.layout.grid_codebook(self.weight_codes.device)
-        return self.weight_codebook if constant is None else constant
+    def dense(self, dtype: torch.dtype | None) -> nn.Module:
+        """The module that this one replaced, with the decoded weight in `dtype` or the source's."""
+        weight = self.encoded().decode(dtype or getattr(torch, self.layout.dtype))
+        with torch.device("meta"):
+            made: Any = (
+                Conv1D(self.out_features, self.in_features)
+                if self.layout.transposed
+                else nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+            )
+        made.weight = nn.Parameter((weight.T if self.layout.transposed else weight).contiguous(), requires_grad=False)
+        made.bias = self.bias
+        return made
 
     @property
-    def weight(self) -> Tensor:
-        """Shape, dtype and device of the dense weight, for models that ask for them; every value is NaN.
-
-        `encoded().decode()` is the weight itself.
-        """
-        dtype = torch.float32 if self.bias is None else self.bias.dtype
-        shape = self.layout.shape[::-1] if self.layout.transposed else self.layout.shape
-        described: Any = torch.full((1, 1), torch.nan, dtype=dtype, device=self.weight_codes.device).expand(shape)
-        described._is_hf_initialized = True  # GPT-2's initialisation of what is missing would write to it
-        return described
+    def described_dtype(self) -> torch.dtype:
+        """That of the bias, which follows the model's."""
+        return torch.float32 if self.bias is None else self.bias.dtype
 
     def extra_repr(self) -> str:
         """For print(model)."""
@@ -171,27 +144,9 @@ class KashinLinear(nn.Module):
             f"bias={self.bias is not None}"
         )
 
-    def _own(self, name: str) -> Tensor | None:
-        return getattr(self, name) if name in self._parameters else None
-
-    def shared_channel_scale(self) -> Tensor | None:
-        """The channel scale, this layer's own or another's."""
-        own = self._own("weight_channel_scale")
-        return own if own is not None or not self.channel_scale else self.channel_scale[0]
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move as every module does, the shared channel scale too, but keep the dtypes of what is encoded."""
         laid_out = self.to_rows()
-        names = self.layout.tensor_shapes()
-        before = {name: getattr(self, name).detach() for name in names}
         super()._apply(fn, recurse)
-        for name, tensor in before.items():
-            after = getattr(self, name)
-            if after.dtype != tensor.dtype:
-                after.data = tensor.to(after.device)
-        device = self.weight_codes.device
-        if device.type != "meta":  # there is no copy to come back from
-            self.channel_scale = [scale.to(device) for scale in self.channel_scale]
         if laid_out:
             self.to_blocks()  # where the codes are still on a CPU
         return self

@@ -1,4 +1,4 @@
-"""Which linear layer of a model each encoded matrix is the weight of, found before anything is loaded.
+"""Which linear layer or embedding of a model each encoded matrix is the weight of, found before anything is loaded.
 
 The names are mapped as transformers maps them (hf/parameter_names.py): that of `M.weight` first, and then that of every
 tensor that replaces it.
@@ -6,8 +6,8 @@ tensor that replaces it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,8 +16,10 @@ from transformers.pytorch_utils import Conv1D
 from kquant_cli.encoded import Layout
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.parameter_names import parameter_lookup
+from kquant_cli.runtime.embedding import refusal
 
 WEIGHT = ".weight"
+CODES = "weight_codes"
 
 
 class CannotRunFromCodesError(KQuantError):
@@ -59,13 +61,45 @@ def find_modules(model: Any, names: Iterable[str]) -> list[EncodedModule]:
     return modules
 
 
-def require_linear(model: nn.Module, found: EncodedModule, layout: Layout) -> nn.Module:
-    """The module `found.module`, a linear layer of the layout's shape; CannotRunFromCodesError where it is none."""
+def named_as_stored(model: Any, layouts: Mapping[str, Layout], stored: Collection[str]) -> dict[str, Layout]:
+    """The layouts by the names of their modules on disk.
+
+    `save_pretrained` writes config.json with the names that modules have in the model, and gives the tensors of some
+    (the head of GPT-NeoX) the names that they had.
+    """
+    missing = [name for name in layouts if f"{name}.{CODES}" not in stored]
+    others = [name.removesuffix(f".{CODES}") for name in stored if name.endswith(f".{CODES}")]
+    others = [name for name in others if name not in layouts]
+    if not missing or not others:
+        return dict(layouts)
+    find = parameter_lookup(model)
+    by_parameter = {found.name: name for name in others if (found := find(name + WEIGHT)) is not None}
+    names = {name: by_parameter.get(f"{name}{WEIGHT}", name) for name in missing}
+    renamed = {names.get(name, name): layout for name, layout in layouts.items()}
+    return {
+        name: replace(layout, channel_scale_from=names.get(owner, owner))
+        if (owner := layout.channel_scale_from)
+        else layout
+        for name, layout in renamed.items()
+    }
+
+
+def stored_parameters(model: Any, names: Iterable[str]) -> set[str]:
+    """The parameters of `model` that tensors on disk of these names become, or become a part of."""
+    find = parameter_lookup(model)
+    return {found.name for name in names if (found := find(name)) is not None}
+
+
+def require_place(model: nn.Module, found: EncodedModule, layout: Layout) -> nn.Module:
+    """The module `found.module`, a linear layer or an embedding of the layout's shape.
+
+    Raises CannotRunFromCodesError where it is neither, or looks its rows up in a way of its own.
+    """
     module = model.get_submodule(found.module)
-    if not isinstance(module, nn.Linear | Conv1D):
+    if not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
         raise CannotRunFromCodesError(
             f"the encoded matrix {found.on_disk!r} is the weight of a module {type(module).__name__}, and only linear "
-            f"layers run from codes"
+            f"layers and embeddings run from codes"
         )
     weight = module.weight
     shape = tuple(weight.shape[::-1]) if isinstance(module, Conv1D) else tuple(weight.shape)
@@ -74,6 +108,8 @@ def require_linear(model: nn.Module, found: EncodedModule, layout: Layout) -> nn
             f"the encoded matrix {found.on_disk!r} has the shape {list(layout.shape)}, where the model of config.json "
             f"has a {type(module).__name__} of {list(shape)}; the bundle is damaged, make it again"
         )
+    if isinstance(module, nn.Embedding) and (reason := refusal(module, layout)):
+        raise CannotRunFromCodesError(f"the encoded matrix {found.on_disk!r} {reason}")
     return module
 
 

@@ -2,9 +2,9 @@
 
     y = L_u (Cu[codes] S a) + L_v (Cv[codes] S b),    a = R_u^T (x / d),  b = R_v^T (x / d)        (encoded.py)
 
-Of `kquant::product` and `kquant::product_backward` a compiler sees shapes and dtypes alone. What runs is what runs
-without it: kernels, C++ and bases, which no compiler could trace. The scale of rows and the bias stay outside, where
-they can be fused with what follows.
+Of `kquant::product`, `kquant::product_backward` and `kquant::rows` a compiler sees shapes and dtypes alone. What runs
+is what runs without it: kernels, C++ and bases, which no compiler could trace. The scale of rows and the bias of a
+product stay outside, where they can be fused with what follows.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kquant_cli.encoded import Layout
-from kquant_cli.packing import row_bytes
+from kquant_cli.encoded import EncodedMatrix, Layout
+from kquant_cli.packing import row_bytes, unpack
 from kquant_cli.runtime.basis_cache import BasisCache
 from kquant_cli.runtime.device_product import device_product
 from kquant_cli.runtime.input_transform import InputTransform, computed_dtype
@@ -138,3 +138,37 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 compiled_product.register_autograd(_backward, setup_context=_setup_context)
+
+
+def decoded_rows(
+    ids: Tensor,
+    codes: Tensor,
+    codebook: Tensor | None,
+    scale: Tensor | None,
+    col_scale: Tensor | None,
+    channel_scale: Tensor | None,
+    like: Tensor,
+    key: str,
+) -> Tensor:
+    """Rows `ids` (n,) of a matrix without bases on its left, decoded: (n, columns) in the dtype of `like`."""
+    layout = _known(key)[0]
+    rows = unpack(codes.index_select(0, ids), layout.levels, layout.shape[1])
+    scale = scale if scale is None or len(scale) == 1 else scale.index_select(0, ids)
+    constant = layout.grid_codebook(codes.device)
+    codebook = codebook if constant is None else constant
+    assert codebook is not None
+    return EncodedMatrix(layout, rows, codebook, scale, col_scale, channel_scale).decode(like.dtype)
+
+
+compiled_rows = torch.library.custom_op(
+    "kquant::rows",
+    decoded_rows,
+    mutates_args=(),
+    schema="(Tensor ids, Tensor codes, Tensor? codebook, Tensor? scale, Tensor? col_scale, Tensor? channel_scale, "
+    "Tensor like, str layout) -> Tensor",
+)
+
+
+@compiled_rows.register_fake
+def _(ids: Tensor, *rest: Any) -> Tensor:
+    return rest[-2].new_empty(len(ids), _known(rest[-1])[0].shape[1])

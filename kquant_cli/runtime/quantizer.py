@@ -55,7 +55,7 @@ class KashinConfig(QuantizationConfigMixin):
 
 
 class KashinQuantizer(HfQuantizer):
-    """Puts `KashinLinear` where the bundle has encoded matrices; what it does not name loads dense."""
+    """Puts `KashinLinear` and `KashinEmbedding` where the bundle has encoded matrices; all else loads dense."""
 
     requires_calibration = True  # a dense model is not encoded as it loads: `kquant compress` does that
     quantization_config: KashinConfig
@@ -76,11 +76,18 @@ class KashinQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         from kquant_cli.native import make_ready
         from kquant_cli.runtime.decoder_stack import fuse
+        from kquant_cli.runtime.encoded_weight import EncodedWeight
+        from kquant_cli.runtime.first_parameter import put_dense_first
         from kquant_cli.runtime.output_head import quicken
-        from kquant_cli.runtime.replace_layers import kashin_layers, lay_out
+        from kquant_cli.runtime.replace_layers import encoded_weights, lay_out
+        from kquant_cli.runtime.tied_modules import FixedVocabulary
 
+        put_dense_first(model)
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        if any(isinstance(end, EncodedWeight) for end in ends):
+            model.__dict__["resize_token_embeddings"] = FixedVocabulary(model)
         devices = set()
-        for _, layer in kashin_layers(model):
+        for _, layer in encoded_weights(model):
             for name in layer.layout.tensor_shapes():
                 getattr(layer, name).requires_grad_(False)  # transformers sets it for every floating-point tensor
             device = layer.weight_codes.device

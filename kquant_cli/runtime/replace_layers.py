@@ -1,4 +1,4 @@
-"""Puts layers that run from codes into a model without weights, after comparing config, files and model."""
+"""Puts modules that run from codes into a model without weights, after comparing config, files and model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from kquant_cli.bundle import read_layouts, require_tensors, require_version
 from kquant_cli.encoded import Layout
@@ -17,19 +16,27 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.files.safetensors_format import TensorInfo
 from kquant_cli.files.safetensors_reader import read_header, read_tensor
 from kquant_cli.runtime import blocks
+from kquant_cli.runtime.embedding import KashinEmbedding
+from kquant_cli.runtime.encoded_weight import EncodedWeight
 from kquant_cli.runtime.linear import KashinLinear
 from kquant_cli.runtime.linear_modules import (
     CannotRunFromCodesError,
+    EncodedModule,
     find_modules,
-    require_linear,
+    named_as_stored,
+    require_place,
     require_same_modules,
+    stored_parameters,
 )
+from kquant_cli.runtime.tied_modules import retie, tie_as_ever, tied_modules
 
 CHANNEL_SCALE = "weight_channel_scale"
 
 
 def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Replace, in `model` (on the meta device), every module that the bundle has encoded; the rest stays as it is.
+
+    So are modules that are tied to one of these, which share its parameters.
 
     `config` is the bundle's quantization_config and `files` its shards. Returns the layouts as JSON, by module of the
     model: what config.json has to say when the model is saved. Encoded matrices that the model has no place for (a
@@ -39,62 +46,77 @@ def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -
     ------
     KQuantError
         Format, config, tensors and model do not fit each other; CannotRunFromCodesError where they do, but a matrix is
-        no linear layer's in this model.
+        neither a linear layer's nor an embedding's in this model.
     """
     folder = files[0].parent
     require_version(config["format_version"], folder)
     if other := [file.name for file in files if file.suffix != ".safetensors"]:
         raise KQuantError(f"{folder / other[0]}: a bundle's tensors are in safetensors files; make the bundle again")
-    layouts = read_layouts(folder, config)
     infos: dict[str, TensorInfo] = {name: info for file in files for name, info in read_header(file).items()}
+    layouts = named_as_stored(model, read_layouts(folder, config), infos)
     require_tensors(folder, infos, layouts)
     encoded = find_modules(model, layouts)
     modules = {entry.on_disk: entry.module for entry in encoded}
+    on_disk = {entry.module: entry.on_disk for entry in encoded}
+    tied = tied_modules(model, modules.values(), stored_parameters(model, infos))
     shared: dict[tuple[Any, ...], KashinLinear] = {}
     scales: dict[str, torch.Tensor] = {}
-    for entry in encoded:
+    for entry in [*encoded, *(EncodedModule(on_disk[owner], module) for module, owner in tied.items())]:
         layout = layouts[entry.on_disk]
         _require_supported(entry.on_disk, layout)
-        old: Any = require_linear(model, entry, layout)
+        old: Any = require_place(model, entry, layout)
         dtypes = {suffix: infos[f"{entry.on_disk}.{suffix}"].dtype for suffix in layout.tensor_shapes()}
-        layer = KashinLinear(layout, old.bias, dtypes, device="meta")
+        made: EncodedWeight
+        if isinstance(old, nn.Embedding):
+            made = KashinEmbedding(layout, old, dtypes, device="meta")
+        else:
+            made = KashinLinear(layout, old.bias, dtypes, device="meta")
         if (owner := layout.channel_scale_from) is not None:
             if owner not in scales:
                 with torch.device("cpu"):  # transformers builds models under the meta device
                     scales[owner] = read_tensor(infos[f"{owner}.{CHANNEL_SCALE}"])
-            layer.channel_scale = [scales[owner]]
-        model.set_submodule(entry.module, layer)
-        _share_input_transform(layer, entry.module, owner or entry.on_disk, shared)
+            made.channel_scale = [scales[owner]]
+        model.set_submodule(entry.module, made)
+        if isinstance(made, KashinLinear):
+            _share_input_transform(made, entry.module, owner or entry.on_disk, shared)
     require_same_modules(model, encoded, layouts)
+    retie(model, {entry.module: layouts[entry.on_disk] for entry in encoded}, tied)
+    model.tie_weights(recompute_mapping=False)
     return {entry.module: _renamed(layouts[entry.on_disk], modules).to_dict() for entry in encoded}
 
 
+def encoded_weights(model: nn.Module) -> Iterator[tuple[str, EncodedWeight]]:
+    """The modules whose weight is encoded, with their names."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, EncodedWeight))
+
+
 def kashin_layers(model: nn.Module) -> Iterator[tuple[str, KashinLinear]]:
-    """The layers that run from codes, with their names."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, KashinLinear))
+    """The layers that multiply by their codes, with their names."""
+    return ((name, module) for name, module in encoded_weights(model) if isinstance(module, KashinLinear))
 
 
 def lay_out(model: nn.Module) -> None:
-    """Lay the codes of all layers out for a CPU (blocks.py), in one piece of memory, where that is faster."""
-    needed = {layer: size for _, layer in kashin_layers(model) if (size := layer.block_bytes())}
+    """Lay the codes of all layers out for a CPU (blocks.py), in one piece of memory, where that is faster.
+
+    Those of a head that is tied stay as they are: its embedding reads them, too.
+    """
+    looked_up = {id(module.weight_codes) for _, module in encoded_weights(model) if isinstance(module, KashinEmbedding)}
+    layers = [layer for _, layer in kashin_layers(model) if id(layer.weight_codes) not in looked_up]
+    needed = {layer: size for layer in layers if (size := layer.block_bytes())}
     for layer, out in zip(needed, blocks.space(list(needed.values())), strict=True):
         layer.to_blocks(out)
 
 
 def make_dense(model: Any, dtype: torch.dtype | None) -> Any:
-    """`model` with every layer decoded into the module that it replaced, in `dtype` or the source's, in place."""
-    for name, layer in list(kashin_layers(model)):
-        layout = layer.layout
-        weight = layer.encoded().decode(dtype or getattr(torch, layout.dtype))
-        with torch.device("meta"):
-            dense: Any = (
-                Conv1D(layer.out_features, layer.in_features)
-                if layout.transposed
-                else nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-            )
-        dense.weight = nn.Parameter((weight.T if layout.transposed else weight).contiguous(), requires_grad=False)
-        dense.bias = layer.bias
-        model.set_submodule(name, dense)
+    """`model` with what was replaced in its place again, every weight decoded, in `dtype` or the source's."""
+    replaced = list(encoded_weights(model))
+    owners = {id(module.weight_codes): name for name, module in replaced if isinstance(module, KashinEmbedding)}
+    tied = {name: owner for name, module in replaced if (owner := owners.get(id(module.weight_codes), name)) != name}
+    for name, module in replaced:
+        model.set_submodule(name, module.dense(dtype))
+    for name, owner in tied.items():
+        model.get_submodule(name).weight = model.get_submodule(owner).weight
+    tie_as_ever(model)
     return model
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kquant_cli.runtime.embedding import KashinEmbedding
+
 BUFFER = 2**28  # bytes read: far more than any cache holds
 READINGS = 5
 
@@ -17,7 +19,7 @@ def bytes_per_token(model: Any) -> int:
     head = model.get_output_embeddings()
     read = {id(p): p for p in head.parameters()} if head is not None else {}
     for module in model.modules():
-        if not isinstance(module, nn.Embedding):
+        if not isinstance(module, nn.Embedding | KashinEmbedding):
             read |= {id(p): p for p in module.parameters(recurse=False)}
     return sum(parameter.numel() * parameter.element_size() for parameter in read.values())
 

@@ -28,7 +28,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         quantization = json.loads((folder / "config.json").read_text())["quantization_config"]
         assert quantization["quant_method"] == "kashin"
-        assert quantization["format_version"] in (2, 3)
+        assert quantization["format_version"] in (2, 3, 4)
         self.modules: dict[str, dict[str, Any]] = quantization["modules"]
         index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
         shards = {file: load_file(folder / file) for file in set(index.values())}

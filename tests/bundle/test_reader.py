@@ -82,7 +82,7 @@ def test_dense_dtype_of_every_tensor(bundle, tmp_path):
 
 
 def damage_newer(bundle):
-    change_config(bundle, lambda q: q.update(format_version=4))
+    change_config(bundle, lambda q: q.update(format_version=5))
 
 
 def damage_older(bundle):
@@ -210,8 +210,8 @@ NOT_SHARED = "'model.layers.0.self_attn.q_proj' takes its channel scale from {!r
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (damage_newer, "format 4, this kquant reads formats 2 and 3; upgrade"),
-        (damage_older, "format 1, this kquant reads formats 2 and 3; make the bundle again"),
+        (damage_newer, "format 5, this kquant reads formats 2 to 4; upgrade"),
+        (damage_older, "format 1, this kquant reads formats 2 to 4; make the bundle again"),
         (damage_version, "format_version is 'new'"),
         (damage_modules, "module 'model.layers.0.mlp.up_proj' of quantization_config cannot be read"),
         (damage_unknown_part, "module 'model.layers.0.mlp.up_proj' of quantization_config cannot be read"),

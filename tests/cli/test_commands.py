@@ -69,7 +69,7 @@ OURS = {
     "side": "output",
     "calibration": "random",
 }
-AVERAGE = {"bits": 2.5, "effort": "fast", "calibration": "random", "equal_fused": False}
+AVERAGE = {"bits": 2.5, "head_bits": 6, "effort": "fast", "calibration": "random", "equal_fused": False}
 CALIBRATED = {"levels": 3, "effort": "fast", "calibration": "own", "calibration_tokens": 256, "tune_steps": 1}
 MINUTES = {"bits": 2, "effort": "fast", "calibration": "auto", "calibration_tokens": 256, "tune_minutes": 0.0}
 

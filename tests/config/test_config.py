@@ -52,6 +52,28 @@ def test_layer_rules_the_later_wins(yaml_file):
     assert config.for_matrix("model.0.q_proj") == EncoderConfig()
 
 
+def test_head_bits_are_of_an_encoder_of_their_own(yaml_file):
+    """Whatever the others are: a rule adds to them, and with bits, levels or an encoder it takes their place."""
+    path = yaml_file("encoder: greedy\nlevels: 6\nside: output\nseed: 3\nlayers:\n- {match: '*.b', group_size: 32}\n"
+                     "- {match: c, bits: 5}\n- {match: d, encoder: kmeans}\n")  # fmt: skip
+    config = load_config(path)
+    assert config.for_tokens("a").model_dump() == config.base().model_dump() | {
+        "encoder": "uniform", "bits": 8, "levels": None, "group_size": 64}  # fmt: skip
+    assert config.for_tokens("a.b").settings.group_size == 32
+    assert config.for_tokens("c") is config.for_tokens("d") is None
+    below = load_config(path, {"head_bits": 5}).for_tokens("a")
+    assert (below.encoder, below.bits, below.levels, below.options.side, below.seed) == (
+        "annealed",
+        5,
+        None,
+        "input",
+        3,
+    )
+    assert load_config(path, {"head_bits": 5, "effort": "fast"}).for_tokens("a").settings.effort == "fast"
+    with pytest.raises(KQuantError, match="`effort` is not used by the encoder"):
+        load_config(path, {"effort": "fast"})
+
+
 def test_the_size_given_last_counts(yaml_file):
     """Bits and levels say the same thing: a flag or a rule that gives one takes the place of the other."""
     path = yaml_file("levels: 6\nlayers:\n- {match: a, bits: 5}\n- {match: b, levels: 3}\n")
@@ -90,6 +112,11 @@ def test_fallback():
     [
         ("bit: 4", "`bit` is not a setting; did you mean `bits`"),
         ("bits: 9", "`bits` is 9, expected a number from 1 to 8, whole or, as an average, a fraction such as 3.25"),
+        ("head_bits: 1", "`head_bits` is 1, expected whole bits from 2 to 8, or 16 for dense"),
+        ("head_bits: 9", "`head_bits` is 9, expected whole bits from 2 to 8, or 16 for dense"),
+        ("head_bits: 3.5", "`head_bits` is 3.5, expected whole bits from 2 to 8, or 16 for dense"),
+        ("head_bits: true", "`head_bits` is True, expected whole bits"),
+        ("layers:\n- {match: a, head_bits: 4}", "`layers.0.head_bits` is not a setting"),
         ("bits: 0", "`bits` is 0, expected a number from 1 to 8"),
         ("bits: 0.5", "`bits` is 0.5, expected a number from 1 to 8"),
         ("bits: .nan", "`bits` is nan, expected a number from 1 to 8"),
