@@ -2,13 +2,14 @@
 """What calibration and tuning buy: perplexity, divergence, seconds and memory of whole compressions of one model.
 
     python scripts/compare_calibrated.py MODEL --text wiki.test.raw --other c4.txt --work FOLDER --json FILE
-                                         [--bits 4 3 2] [--seeds 0 1 2] [--only tuned ...] [--minutes 20]
+                                         [--public text.txt] [--bits 4 3 2] [--seeds 0 1 2] [--only tuned ...] [--minutes 20]
 
 Each variant is a run of the pipeline as `kquant compress` does it, in a process of its own (its peak memory is that of
 `run.json`), and is then measured from the decoded weights in float32: perplexity on the windows of two texts, and on
 those of the first the KL divergence from the dense model in nats a token, its mean and its 99th percentile, and how
 often both have the same most likely token. Rows are written as they come; those that the file has already are not
-measured again.
+measured again. GPTQ stands beside them (gptq.py) on the tokens of the bundle of the same seed, and on those of a public
+text (`--public`).
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from gptq import encode_all, input_moments
 from results import machine, write_results
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
 from kquant_cli.bundle import open_bundle
+from kquant_cli.checkpoint import open_checkpoint, select_matrices
 from kquant_cli.divergence import kl_divergence
 from kquant_cli.hf.loading import load_dense
 from kquant_cli.hf.tokens import read_tokenizer, text_ids
@@ -35,6 +40,8 @@ from kquant_cli.report import summarise
 from kquant_cli.runtime.decoded_model import load_decoded
 
 POSITIONS = 256  # of which logits are held at a time
+OWN, PUBLIC = "GPTQ, the model's own text", "GPTQ, a public text"
+TOKENS, LENGTH = 24576, 512  # of the public text
 VARIANTS: dict[str, tuple[str, ...]] = {
     "data-free": ("--calibration", "random"),
     "calibrated": ("--tune-steps", "0"),
@@ -97,6 +104,26 @@ def compressed(args: argparse.Namespace, variant: str, bits: float, seed: int) -
     return out
 
 
+def peer(args: argparse.Namespace, variant: str, bits: float, seed: int) -> tuple[Any, dict[str, Any]]:
+    """The dense model with GPTQ's weights, and the facts of its row."""
+    started, model = time.perf_counter(), load_dense(args.model, device="cpu", dtype=torch.float32).model
+    if variant == PUBLIC:
+        length = LENGTH
+        ids = windows(args.model, args.public, -(-TOKENS // length), length)
+    else:
+        file = next(args.work.glob(f"*-{seed}.text.safetensors"))
+        ids = load_file(file)["ids"].long()
+    names = [matrix.name for matrix in select_matrices(open_checkpoint(args.model)).matrices]
+    stored = encode_all(model, input_moments(model, names, ids), int(bits))
+    return model, {
+        "bits": stored,
+        "error": None,
+        "seconds": time.perf_counter() - started,
+        "peak": None,
+        "tuning": None,
+    }
+
+
 def measured(args: argparse.Namespace, out: Path, ids: Tensor, other: Tensor, dense: list[Tensor]) -> dict[str, Any]:
     """A row of one bundle."""
     bundle = open_bundle(out)
@@ -114,11 +141,14 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--other", type=Path, required=True)
+    parser.add_argument("--public", type=Path, help="what GPTQ is calibrated on beside the model's own text")
     parser.add_argument("--work", type=Path, required=True, help="where the bundles go")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--bits", type=float, nargs="+", default=[4, 3, 2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=["data-free", "calibrated", "tuned"])
+    parser.add_argument(
+        "--only", nargs="+", choices=[*VARIANTS, OWN, PUBLIC], default=["data-free", "calibrated", "tuned"]
+    )
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--length", type=int, default=1024)
@@ -138,7 +168,11 @@ def main() -> None:
             for variant in args.only:
                 if (variant, bits, seed) in known:
                     continue
-                row = measured(args, compressed(args, variant, bits, seed), ids, other, dense)
+                if variant in (OWN, PUBLIC):
+                    model, facts = peer(args, variant, bits, seed)
+                    row = losses(model, ids, dense) | {"other": losses(model, other)["perplexity"]} | facts
+                else:
+                    row = measured(args, compressed(args, variant, bits, seed), ids, other, dense)
                 values["rows"].append({"variant": variant, "rate": bits, "seed": seed, **row})
                 write_results(args.json, values)
                 print(json.dumps(values["rows"][-1]), flush=True)

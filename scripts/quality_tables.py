@@ -119,7 +119,8 @@ def calibrated(values: dict[str, Any]) -> str:
         cells += [_spread(same, "perplexity", ".2f"), _spread(same, "other", ".2f")]
         cells += [_spread(same, "kl", ".4f"), _spread(same, "kl_99", ".3f"), _spread(same, "same_top", ".3f")]
         cells += [", ".join(map(str, steps)), f"{statistics.fmean(row['seconds'] for row in same) / 60:.0f}"]
-        rows.append([*cells, f"{max(row['peak'] for row in same) / 1e9:.1f}"])
+        peaks = [row["peak"] for row in same if row["peak"]]
+        rows.append([*cells, f"{max(peaks) / 1e9:.1f}" if peaks else ""])
     count, length = values["windows"]
     said = (
         f"{values['model']}, {count} windows of {length} tokens of each text, tuning of {values['minutes']:g} minutes"
