@@ -2,7 +2,8 @@
 """What calibration and tuning buy: perplexity, divergence, seconds and memory of whole compressions of one model.
 
     python scripts/compare_calibrated.py MODEL --text wiki.test.raw --other c4.txt --work FOLDER --json FILE
-                                         [--public text.txt] [--bits 4 3 2] [--seeds 0 1 2] [--only tuned ...] [--minutes 20]
+                                         [--public text.txt] [--bits 4 3 2]
+                                         [--seeds 0 1 2] [--only tuned ...] [--minutes 20]
 
 Each variant is a run of the pipeline as `kquant compress` does it, in a process of its own (its peak memory is that of
 `run.json`), and is then measured from the decoded weights in float32: perplexity on the windows of two texts, and on

@@ -27,7 +27,7 @@ from kquant_cli.tuning.student import TunedLinear
 TOKENS: Final = 1024  # of a step
 MICRO: Final = {"cpu": 2048, "cuda": 8192}  # of them go through the model at a time
 LOGITS: Final = {"cpu": 1 << 27, "cuda": 1 << 29}  # and no more of these
-WARM_UP, TIMED = 10, 3  # steps
+WARM_UP, UNTIMED, TIMED = 10, 1, 3  # steps: of a rising rate; before and while they are timed
 HELD_OUT: Final = 16  # one sequence of so many
 BETAS: Final = (0.9, 0.95)
 SAVED_EVERY: Final = 60.0  # seconds
@@ -147,9 +147,11 @@ class Tuning:
         began = saved_at = time.monotonic()
         while total is None or step < total:
             wanted = total or budget.most
-            if total is None and step == TIMED:
+            if step == UNTIMED:
+                began = time.monotonic()
+            if total is None and step == UNTIMED + TIMED:
                 each = (time.monotonic() - began) / TIMED
-                total = wanted = max(TIMED + 1, min(budget.most, int(60 * budget.minutes / max(each, 1e-9))))
+                total = wanted = max(step + 1, min(budget.most, int(60 * budget.minutes / max(each, 1e-9))))
             share = min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / wanted))
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
