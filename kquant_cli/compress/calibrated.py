@@ -118,7 +118,7 @@ def sensitivities(
         for name, metric in metrics.items():
             weight = read_weight(plan.checkpoint, jobs[name].matrix, device).to(device).contiguous()
             (loss,) = unit_losses([weight], [metric], jobs[name].config)
-            found[name] = loss * len(weight) / (2 * tokens)
+            found[name] = loss / (2 * tokens)
         told(len(found), len(jobs))
     return found
 
