@@ -27,7 +27,7 @@ from kquant_cli.encoded import EncodedMatrix
 from kquant_cli.encoders import Metric, encode_in_metric, unit_losses
 from kquant_cli.hf.parameter_names import parameter_lookup
 from kquant_cli.tuning.budget import Budget
-from kquant_cli.tuning.mixed_precision import computed_dtype
+from kquant_cli.tuning.mixed_precision import computed_dtype, original
 from kquant_cli.tuning.student import TunedLinear, can_be_tuned, right_basis
 from kquant_cli.tuning.tune import Tuned, Tuning
 
@@ -141,7 +141,7 @@ def tune(
         if (spec, columns) not in rights:
             rights[spec, columns] = right_basis(spec, columns, session.device, computed_dtype(session.device))
         old: Any = model.get_submodule(modules[name])
-        layers[name] = TunedLinear(matrix, rights[spec, columns], old.bias)
+        layers[name] = TunedLinear(matrix, rights[spec, columns], original(old, "bias"))
         model.set_submodule(modules[name], layers[name])
     bits = sum(log2(m.layout.levels) * m.codes.numel() for m in encoded.values())
     bits /= sum(m.codes.numel() for m in encoded.values())

@@ -50,3 +50,11 @@ def in_dtype(model: Any, kept: Mapping[str, nn.Parameter], dtype: torch.dtype) -
         original.data = values[key]
         found[key] = original
     return model, found
+
+
+def original(module: nn.Module, name: str) -> nn.Parameter | None:
+    """The parameter behind `name` of a module: in float32, where it is one of those kept; None where there is none."""
+    if parametrize.is_parametrized(module, name):
+        found: nn.Parameter = module.parametrizations[name].original  # type: ignore[index,union-attr]
+        return found
+    return module._parameters.get(name)

@@ -47,7 +47,7 @@ class TunedLinear(nn.Module):
         """y (..., rows) of x (..., columns), in x's dtype."""
         z = (x @ self.right) * self.col_scale.to(x.dtype)
         y = (z @ self.held.T) * self.scale.to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 def can_be_tuned(encoded: EncodedMatrix) -> bool:

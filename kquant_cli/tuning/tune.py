@@ -81,7 +81,7 @@ class Tuning:
         self.dtypes = {name: dtype for name, (_, dtype) in vectors.items()}
         self._blocks = [block for _, block in numbered_blocks(model)]
         self.model, self.vectors = in_dtype(model, {n: p for n, (p, _) in vectors.items()}, computed_dtype(device))
-        self._originals = {name: parameter.detach().clone() for name, parameter in self._named()}
+        self._originals = {name: parameter.detach().clone() for name, parameter in self._outside()}
         self._packed = False  # whether a block gives more than hidden states
         self._hidden = self._last_hidden()
 
@@ -190,9 +190,10 @@ class Tuning:
             teacher = torch.func.functional_call(self.model, self._originals, kwargs=arguments).logits
         return divergence(self.model(**arguments).logits, teacher)
 
-    def _named(self) -> list[tuple[str, nn.Parameter]]:
-        """The vectors by their names in the model."""
+    def _outside(self) -> list[tuple[str, nn.Parameter]]:
+        """The vectors outside the blocks, by their names in the model: those that the dense model's head reads."""
         own = {id(parameter) for parameter in self.vectors.values()}
+        own -= {id(parameter) for block in self._blocks for parameter in block.parameters()}
         return [(name, parameter) for name, parameter in self.model.named_parameters() if id(parameter) in own]
 
     def _parts(self, numbers: Sequence[int]) -> list[Tensor]:
