@@ -43,7 +43,7 @@ class BasesStruct(ctypes.Structure):
 
 
 class MatrixStruct(ctypes.Structure):
-    """`Matrix` of native/layer.h."""
+    """`Matrix` of native/matrix.h."""
 
     _fields_ = (
         *((name, POINTER) for name in ("blocks", "codebook", "scale", "bias", "col_scale")),
@@ -55,7 +55,7 @@ class MatrixStruct(ctypes.Structure):
 
 
 class LayerStruct(ctypes.Structure):
-    """`Layer` of native/layer.h."""
+    """`Layer` of native/matrix.h."""
 
     _fields_ = (
         ("columns", LONG),
