@@ -79,19 +79,27 @@ template <int HALF> INLINE void interleave(const Bytes (&from)[4], __m512i (&to)
     to[1] = _mm512_unpackhi_epi16(ab, cd);
 }
 
+// The points of indices, of which the lowest four bits count; `points` stand in every 16 bytes.
+INLINE __m512i pick_bytes(__m512i points, __m512i index) {
+#if defined(__AVX512VBMI__)
+    return _mm512_permutexvar_epi8(index, points);
+#else
+    return _mm512_shuffle_epi8(points, _mm512_and_si512(index, _mm512_set1_epi8(15)));
+#endif
+}
+
 template <bool THREE, int DIGITS, int HALF>
 INLINE void add_dots(const uint8_t *codes, const uint8_t *digits, long slots, const Offsets &book, float scale, float *y) {
     constexpr long STEP_BYTES = THREE ? 384 : 512;
     const __m512i points[2] = {_mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)book.u)),
                                _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)book.v))};
-    const __m512i nibble = _mm512_set1_epi8(15);
     __m512i sums[2][2][2][DIGITS] = {};  // [upper][which of the two][term]
     for (long step = 0; step < slots / STEP; step++) {
         const uint8_t *const at = codes + step * STEP_BYTES, *const z = digits + step * DIGITS_OF_STEP<DIGITS>;
         for (long line = 0; !HALF && line < STEP_BYTES; line += 64) __builtin_prefetch(at + AHEAD + line, 0, 1);
         UNROLL_ALL for (int four = 0; four < 2; four++) {
             __m512i index[2][2];  // [upper]
-            if constexpr (THREE) {
+            if (THREE && four) {  // slots 6 and 7 are put together of bits of others
                 UNROLL_ALL for (int upper = 0; upper < 2; upper++) {
                     Bytes of[4];
                     UNROLL_ALL for (int i = 0; i < 4; i++) of[i] = index_of<true>(at, 4 * four + i, upper);
@@ -101,15 +109,12 @@ INLINE void add_dots(const uint8_t *codes, const uint8_t *digits, long slots, co
                 Bytes of[4];
                 UNROLL_ALL for (int i = 0; i < 4; i++) of[i] = load(at + 64 * (4 * four + i));
                 interleave<HALF>(of, index[0]);
-                UNROLL_ALL for (int k = 0; k < 2; k++) {
-                    index[1][k] = _mm512_and_si512(_mm512_srli_epi16(index[0][k], 4), nibble);
-                    index[0][k] = _mm512_and_si512(index[0][k], nibble);
-                }
+                UNROLL_ALL for (int k = 0; k < 2; k++) index[1][k] = _mm512_srli_epi16(index[0][k], THREE ? 3 : 4);
             }
             UNROLL_ALL for (int upper = 0; upper < 2; upper++)
                 UNROLL_ALL for (int k = 0; k < 2; k++)
                     UNROLL_ALL for (int term = 0; term < 2; term++) {
-                        const __m512i found = _mm512_shuffle_epi8(points[term], index[upper][k]);
+                        const __m512i found = pick_bytes(points[term], index[upper][k]);
                         UNROLL_ALL for (int d = 0; d < DIGITS; d++) {
                             __m512i &sum = sums[upper][k][term][d];
                             sum = _mm512_dpbusd_epi32(sum, found, _mm512_load_si512(z + (four * DIGITS + d) * 64));
