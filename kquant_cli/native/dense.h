@@ -129,7 +129,8 @@ struct ColumnsOfWeight {
     void put_columns(const rows::Vector *w, long at) const {  // 16 columns, the first of which is number `at` of `out`
         const long column = first * PANEL + at, kept = std::min(16L, layer.columns - column);
         rows::Vector scale = 1 - rows::Vector{};
-        for (long i = 0; matrix.col_scale && i < kept; i++) scale[i] = number(matrix.col_scale, matrix.col_dtype, column + i);
+        for (long i = 0; matrix.col_scale && i < kept; i++)
+            scale[i] = number(matrix.col_scale, matrix.col_dtype, column + i);
         for (long row = 0; row < matrix.rows; row += 16) {
             alignas(64) float square[16][16];  // [column][row]
             transpose(w + row, scale, square);

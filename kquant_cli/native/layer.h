@@ -10,62 +10,12 @@
 #include <cmath>
 #include <new>
 
-#include "lookup.h"
-#include "numbers.h"
+#include "dots.h"
+#include "matrix.h"
 #include "rows.h"
 #include "threads.h"
-#include "transform.h"
 
 namespace {
-
-// As runtime/layer_loops.py lays them out.
-struct Matrix {
-    const uint8_t *blocks;
-    const float *codebook;  // (levels, book_columns)
-    const void *scale, *bias, *col_scale;  // (rows,) or one number, (rows,), (columns,); null: none
-    long rows, levels, book_columns, scales;
-    long scale_dtype, bias_dtype, col_dtype;
-    long tables;  // the first matrix that has the same levels, codebook, scale of columns and terms, and so the same tables
-    long terms;   // 1: u a + v b; 2: u a and v b apart, which go through `output`, or where it is none come out so
-    Bases output;
-    float factor;  // of the codebook, beside the scale
-};
-
-struct Layer {
-    long columns;
-    Bases input;           // order 0: a and b are x; without `second` b is a
-    const float *inverse;  // what x is multiplied with before; null: nothing
-    long count;
-    const Matrix *matrices;
-
-    long rows() const {
-        long sum = 0;
-        for (long i = 0; i < count; i++) sum += matrices[i].rows;
-        return sum;
-    }
-
-    long terms() const {
-        long most = 1;
-        for (long i = 0; i < count; i++) most = std::max(most, matrices[i].terms);
-        return most;
-    }
-};
-
-// y (rows,) of what came out of `transform_back`, scale and bias included, to `out`; work (rows,).
-inline void put_output(const Matrix &matrix, float *y, float *work, void *out, int dtype) {
-    const long rows = matrix.rows;
-    const float one = matrix.scale && matrix.scales == 1 ? number(matrix.scale, matrix.scale_dtype, 0) : 1;
-    for (long i = 0; i < rows; i++) y[i] *= one * matrix.factor * matrix.output.first[i];
-    if (matrix.scales > 1) {
-        read(matrix.scale, matrix.scale_dtype, rows, work);
-        for (long i = 0; i < rows; i++) y[i] *= work[i];
-    }
-    if (matrix.bias) {
-        read(matrix.bias, matrix.bias_dtype, rows, work);
-        for (long i = 0; i < rows; i++) y[i] += work[i];
-    }
-    write(y, dtype, rows, out);
-}
 
 constexpr long TOGETHER = 4;      // tokens whose tables stand beside each other
 constexpr long NEAR = 384 * 1024;  // bytes of tables that all blocks of rows read before the next are made
@@ -82,8 +32,8 @@ template <int LIMBS> struct FewTokens {
     long width;    // at least the columns of every matrix, filled up
     float *scratch;  // (tokens, 3 columns)
     long most, part;  // stretches of the widest matrix, and those whose tables stand beside each other
-    uint8_t *tables;  // (matrix, stretch of the part, token, term)
-    float *scales;    // the same
+    uint8_t *tables;  // (matrix, stretch of the part, token, term); or digits (dots.h)
+    float *scales;    // of each
     float *sums;      // (block of all matrices, token, term, 64): before the scale
     float *apart;     // (block of all matrices, token, 4 * 64), see `apart_of`
     void *out;        // of each matrix (tokens of the call, rows), one after the other; token `before` is the first here
@@ -91,6 +41,12 @@ template <int LIMBS> struct FewTokens {
     long all_tokens, before;
     Tasks *tabled, *multiplied;  // of each part
     Tasks transformed, finished;
+
+    // Whether the terms of a matrix are products of bytes; else they are looked up.
+    bool by_dots(const Matrix &matrix, const Blocks &shape, Offsets &offsets) const {
+        const bool can = HAS_DOTS && matrix.terms == 2 && a == b && shape.per == 1;
+        return can && offsets.read(matrix.codebook, matrix.levels);
+    }
 
     static long stretches(const Blocks &blocks) { return (blocks.slots + STRETCH - 1) / STRETCH; }
 
@@ -136,6 +92,8 @@ template <int LIMBS> struct FewTokens {
         const long first = (begin + stretch) * STRETCH, slots = std::min(STRETCH, shape.slots - first);
         if (matrix.tables != m || slots <= 0) return;
         const Book book(matrix.codebook, matrix.levels, matrix.book_columns, shape);
+        Offsets offsets;
+        const bool digits = by_dots(matrix, shape, offsets);
         const long column = first * shape.per, columns = slots * shape.per;
         alignas(64) float factors[4 * STRETCH], scaled[2][4 * STRETCH];
         if (matrix.col_scale) {
@@ -152,7 +110,9 @@ template <int LIMBS> struct FewTokens {
                 of_a = scaled[0], of_b = of_b ? scaled[1] : nullptr;
             }
             uint8_t *const now = tables + to * TABLES;
-            if (matrix.terms == 1) {
+            if (digits) {
+                scales[to] = make_digits<LIMBS>(of_a, slots, now);
+            } else if (matrix.terms == 1) {
                 scales[to] = make_tables<LIMBS>(shape, book.u, of_a, book.v, of_b, slots, LIMBS, now);
             } else {
                 scales[to] = make_tables<LIMBS>(shape, book.u, of_a, book.u, nullptr, slots, 2 * LIMBS, now);
@@ -178,6 +138,8 @@ template <int LIMBS> struct FewTokens {
             memcpy(y, kept, size);
         else
             memset(y, 0, size);
+        Offsets offsets;
+        const bool digits = by_dots(matrix, shape, offsets);
         const auto add = shape.bits == 3 ? (matrix.terms == 2 ? look_up<true, LIMBS, 2> : look_up<true, LIMBS, 1>)
                                          : (matrix.terms == 2 ? look_up<false, LIMBS, 2> : look_up<false, LIMBS, 1>);
         for (long stretch = 0; stretch < part && begin + stretch < stretches(shape); stretch++) {
@@ -185,7 +147,11 @@ template <int LIMBS> struct FewTokens {
             const uint8_t *const codes = matrix.blocks + block * shape.bytes + first / STEP * shape.step_bytes;
             for (long token = 0; token < tokens; token++) {
                 const long at = place(m, stretch, token);
-                add(codes, tables + at * TABLES, slots, scales + at, y + token * stride);
+                if (digits)
+                    (shape.bits == 3 ? dots<true, LIMBS> : dots<false, LIMBS>)(codes, tables + at * TABLES, slots, offsets,
+                                                                              scales[at], y + token * stride);
+                else
+                    add(codes, tables + at * TABLES, slots, scales + at, y + token * stride);
             }
         }
         if (begin + part < most) {
@@ -194,9 +160,11 @@ template <int LIMBS> struct FewTokens {
         }
         if (matrix.terms == 2) {
             for (long token = 0; token < tokens; token++)
-                for (long term = 0; term < 2; term++)
-                    memcpy(apart_of(block_of_all - block, shape, token, term) + block * BLOCK_ROWS,
-                           y + token * stride + term * BLOCK_ROWS, BLOCK_ROWS * sizeof(float));
+                for (long term = 0; term < 2; term++) {
+                    const float *const from = y + token * stride + term * BLOCK_ROWS;
+                    float *const to = apart_of(block_of_all - block, shape, token, term) + block * BLOCK_ROWS;
+                    for (long place = 0; place < BLOCK_ROWS; place++) to[digits ? row_of(place) : place] = from[place];
+                }
             return;
         }
         const long first = block * BLOCK_ROWS, end = std::min(matrix.rows, first + BLOCK_ROWS);

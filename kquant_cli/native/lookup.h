@@ -8,7 +8,7 @@
 // limbs are about as good as 16-bit floats (a relative error of y below 1e-3), three as float32 (2e-5).
 //
 // Where the two terms are wanted apart, since bases of the output follow, a slot has tables for each: its index is made
-// once, and both are summed in one pass over the codes.
+// once, and both are summed in one pass over the codes. For constant codebooks some processors have a faster way (dots.h).
 
 #pragma once
 

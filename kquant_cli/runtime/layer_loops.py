@@ -44,7 +44,7 @@ class BasesStruct(ctypes.Structure):
 
 
 class MatrixStruct(ctypes.Structure):
-    """`Matrix` of native/layer.h."""
+    """`Matrix` of native/matrix.h."""
 
     _fields_ = (
         *((name, POINTER) for name in ("blocks", "codebook", "scale", "bias", "col_scale")),
@@ -56,7 +56,7 @@ class MatrixStruct(ctypes.Structure):
 
 
 class LayerStruct(ctypes.Structure):
-    """`Layer` of native/layer.h."""
+    """`Layer` of native/matrix.h."""
 
     _fields_ = (
         ("columns", LONG),

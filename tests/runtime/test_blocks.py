@@ -22,6 +22,7 @@ from kquant_cli.runtime.products import Packed, backend_for, lookup, reference
 from kquant_cli.runtime.replace_layers import lay_out
 
 pytestmark = pytest.mark.skipif(layer_loops.loops() is None, reason="needs a compiler")
+CPU = torch.device("cpu")
 LEVELS = range(2, 17)
 SHAPES = [(64, 64), (130, 96), (7, 33), (200, 575), (9, 8), (192, 576)]
 TOKENS = [1, 3, 4, 5, lookup.FEW, lookup.FEW + 1, 70]
@@ -48,7 +49,7 @@ def layer_of(levels: int, frame: Frame, rows: int = 200, columns: int = 96, **la
     encoded = EncodedMatrix(
         made,
         torch.randint(levels, (rows, columns), generator=generator).to(torch.uint8),
-        torch.randn(levels, made.columns, generator=generator),
+        torch.randn(levels, made.columns, generator=generator) if made.grid is None else made.grid_codebook(CPU),
         torch.rand(made.scale, generator=generator).half() + 0.5 if made.scale else None,
         torch.rand(columns, generator=generator).half() + 0.5 if made.col_scale else None,
         torch.rand(columns, generator=generator).half() + 0.5 if made.channel_scale else None,
@@ -153,8 +154,8 @@ def test_layers_of_the_output_side(levels: int, dtype: torch.dtype) -> None:
         (7, 40, {"col_scale": True, "scale": (1, 1)}),
     ]
     for rows, columns, parts in cases:
-        for right in (True, False):
-            layer = layer_of(levels, output_side(rows, columns, right), rows, columns, **parts)
+        for right, grid in ((True, f"ring-{levels}"), (True, None), (False, f"ring-{levels}")):
+            layer = layer_of(levels, output_side(rows, columns, right), rows, columns, grid=grid, **parts)
             assert layer.ready
             for tokens in (1, 3, lookup.FEW, lookup.FEW + 1, 300):
                 x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -162,6 +163,16 @@ def test_layers_of_the_output_side(levels: int, dtype: torch.dtype) -> None:
                 assert (y.dtype, y.shape) == (dtype, (tokens, rows))
                 many = tokens > lookup.FEW and dtype != torch.float32  # then bfloat16 is multiplied
                 assert off(y, dense(layer, x)) < (TOLERANCE[torch.bfloat16] if many else TOLERANCE[dtype])
+
+
+def test_numbers_that_are_none_on_the_output_side() -> None:
+    for grid in ("ring-16", None):
+        layer = layer_of(16, output_side(64, 600, right=False), 64, 600, grid=grid)
+        x = torch.zeros(1, 600)
+        assert torch.equal(layer(x)[0], layer.bias)
+        for wrong in (float("nan"), float("inf")):
+            x[0, 590] = wrong
+            assert not layer(x).isfinite().any()
 
 
 def test_columns_come_in_panels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +379,8 @@ def test_other_processors(options: tuple[str], monkeypatch: pytest.MonkeyPatch, 
                 expected, _ = reference.product(packed, a.double(), b.double(), False)
                 assert off(lookup.product(packed, a, b, False)[0], expected) < TOLERANCE[torch.float32]
         made_layers = [layer_of(16, coupled(96), channel_scale=True)]
-        made_layers += [layer_of(levels, output_side(200, 96), col_scale=True) for levels in (4, 8, 16)]
+        for number in (4, 8, 16):  # of constant codebooks, which byte products would multiply
+            made_layers.append(layer_of(number, output_side(200, 96), col_scale=True, grid=f"ring-{number}"))
         for layer in made_layers:
             for dtype, tolerance in TOLERANCE.items():
                 for tokens, allowed in ((1, tolerance), (40, max(tolerance, TOLERANCE[torch.bfloat16]))):
