@@ -92,7 +92,9 @@ def test_rows_and_logits_have_the_models_dtype(dtype: str, tied: Path) -> None:
         moved = copy.deepcopy(model).to(torch.float32)
         assert moved.dtype == torch.float32
         assert moved.lm_head.weight_codes is moved.model.embed_tokens.weight_codes
-        assert relative(logits(moved), logits(twin_of(tied, "AutoModelForCausalLM"))) < 0.05  # what is dense was rounded
+        assert (
+            relative(logits(moved), logits(twin_of(tied, "AutoModelForCausalLM"))) < 0.05
+        )  # what is dense was rounded
 
 
 def test_the_dtype_that_is_saved_is_the_models(tied: Path, tmp_path: Path) -> None:
