@@ -104,16 +104,12 @@ struct Head {
                     UNROLL_ALL for (int t = 0; t < TOKENS; t++) sums[r][t] += numbers * factor[t];
                 }
             }
-            for (int r = 0; r < TOGETHER_ROWS; r++) {
-                const float scaled = scale_of(std::min(first + r, rows - 1), g, groups);
-                for (int t = 0; t < TOKENS; t++) {
-                    totals[r][t] += sums[r][t] * scaled;
-                    for (long j = i; j < end; j++)
-                        rests[r][t] += scaled * single_number<DTYPE>(at[r], j) * from[t * columns + j];
-                    if (offset)
-                        for (long j = g * group; j < end; j++) rests[r][t] += scaled * offset * from[t * columns + j];
-                }
+            float scaled[TOGETHER_ROWS];
+            UNROLL_ALL for (int r = 0; r < TOGETHER_ROWS; r++) {
+                scaled[r] = scale_of(std::min(first + r, rows - 1), g, groups);
+                UNROLL_ALL for (int t = 0; t < TOKENS; t++) totals[r][t] += sums[r][t] * scaled[r];
             }
+            if (i < end || offset) rest<DTYPE, TOKENS>(at, from, g * group, i, end, scaled, rests);
         }
         for (int r = 0; r < TOGETHER_ROWS && first + r < rows; r++)
             for (int t = 0; t < TOKENS; t++) {
@@ -121,6 +117,22 @@ struct Head {
                 for (int lane = 0; lane < single::LANES; lane++) sum += totals[r][t][lane];
                 store(y, y_dtype, (token + t) * rows + first + r, sum);
             }
+    }
+
+    // What a group's vectors leave: the columns from i on, and the offset of all.
+    template <int DTYPE, int TOKENS>
+    void rest(const char *const *at, const float *from, long begin, long i, long end, const float *scaled,
+              float (*rests)[TOKENS]) const {
+        for (int t = 0; t < TOKENS; t++) {
+            const float *const now = from + t * columns;
+            float sum = 0;
+            for (long j = begin; offset && j < end; j++) sum += now[j];
+            for (int r = 0; r < TOGETHER_ROWS; r++) {
+                float left = offset * sum;
+                for (long j = i; j < end; j++) left += single_number<DTYPE>(at[r], j) * now[j];
+                rests[r][t] += scaled[r] * left;
+            }
+        }
     }
 
     INLINE float scale_of(long row, long g, long groups) const {

@@ -219,9 +219,10 @@ def _matrix(layer: InOneCall, codebook: Tensor) -> MatrixStruct:
 
 
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.bfloat16 if dtype != torch.float32 and _multiplies_bfloat16() else torch.float32
+    return torch.bfloat16 if dtype != torch.float32 and multiplies_bfloat16() else torch.float32
 
 
 @cache
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -14,6 +14,7 @@ from kquant_cli.encoded import EncodedMatrix, Layout
 from kquant_cli.encoders import encode
 from kquant_cli.native import library
 from kquant_cli.runtime import byte_codes
+from kquant_cli.runtime.cpu_layer import multiplies_bfloat16
 from kquant_cli.runtime.linear import KashinLinear
 
 needs_compiler = pytest.mark.skipif(library("layer") is None, reason="no compiler")
@@ -68,6 +69,19 @@ def test_numbers_of_16_bits(dtype):
     found = product(layer, x)
     assert found.shape == (2, 3, 130)
     assert (found - reference).abs().max() <= TOLERANCES[dtype] * reference.abs().max()
+
+
+@needs_compiler
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="needs a processor that multiplies bfloat16")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("columns", "group"), [(192, 64), (150, 37), (96, 0), (96, 200)])
+def test_many_tokens_of_16_bits(dtype, columns, group, monkeypatch):
+    """Tiles in bfloat16, whose scales are rounded, too."""
+    monkeypatch.setattr(byte_codes, "TILE", 50 * columns)
+    layer = layer_of(130, columns, group=group).to(dtype)
+    x = torch.randn(byte_codes.FEW_16 + 3, columns, generator=torch.Generator().manual_seed(0)).to(dtype)
+    reference = expected(layer, x)
+    assert (product(layer, x) - reference).norm() <= 1e-2 * reference.norm()
 
 
 @needs_compiler
