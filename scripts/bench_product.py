@@ -3,15 +3,15 @@
 
     python scripts/bench_product.py [--side input] [--threads N] [--rounds 15] [--cache-mb M] [--json FILE]
 
-Each shape and each number of levels has copies that together exceed the last-level cache (`--cache-mb`; by default
-what the machine says, at most 1024), and one is read after the other, so that weights come from memory as they do when
-a model runs. All methods take turns in every round, so that other work on the machine treats them alike; numbers are
+Each shape and each number of levels has copies that together exceed the last-level cache (`--cache-mb`; by default what
+the machine says, at most 1024), and one is read after the other, so that weights come from memory as they do when a
+model runs. All methods take turns in every round, so that other work on the machine treats them alike; numbers are
 medians over the rounds, ratios those of the medians. `floor` is the time in which the packed bytes can be read at the
 bandwidth that a sum over a large buffer reaches in the same rounds. `layer` is a whole layer from x to y, transforms
 and scales included, in float32 and in bfloat16: up to 16 levels one call (`runtime/cpu_layer.py`). Its two bases are
-those of the input, as the annealed encoder's are, or with `--side output` those of the output, beside one of the input
-and a scale of columns. The fastest round is in the file, too: on a machine that does other work, medians of several
-threads mostly say how long a thread waits for a core.
+those of the input, as the annealed encoder's are, or with `--side output` those of the output, beside one of the input,
+a scale of columns and a constant codebook. The fastest round is in the file, too: on a machine that does other work,
+medians of several threads mostly say how long a thread waits for a core.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from results import RESULTS, machine, write_results
 
 from kquant_cli.bases import BasisSpec, CoupledBases
+from kquant_cli.codebooks.integer_grids import integer_grids, ring_name
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout
 from kquant_cli.packing import row_bytes
 from kquant_cli.runtime import KashinLinear
@@ -143,8 +144,10 @@ def layer_copies(rows: int, columns: int, levels: int, cache: int, side: str) ->
     else:
         pair, basis = CoupledBases(rows, 0), BasisSpec("signed_hadamard_dct", columns)
         frame = Frame(left_u=pair.first, left_v=pair.second, right_u=basis, right_v=basis)
-    layout = Layout((rows, columns), levels, frame, scale=(rows, 1), col_scale=side == "output")
-    book, scale = torch.randn(levels, 2), torch.rand(rows, 1).half()
+    grid = ring_name(levels) if side == "output" and ring_name(levels) in integer_grids() else None
+    layout = Layout((rows, columns), levels, frame, grid=grid, scale=(rows, 1), col_scale=side == "output")
+    constant, scale = layout.grid_codebook(torch.device("cpu")), torch.rand(rows, 1).half()
+    book = torch.randn(levels, 2) if constant is None else constant
     col_scale = torch.rand(columns).half() if layout.col_scale else None
     layers = []
     for _ in range(copies(rows * row_bytes(columns, levels), cache)):

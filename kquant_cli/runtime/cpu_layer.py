@@ -33,7 +33,7 @@ from kquant_cli.runtime.products.lookup import BLOCK_ROWS, tiles
 from kquant_cli.runtime.torch_threads import parallel, threads_for
 
 PANEL = 64  # columns
-PANELS = 2**22  # numbers of decoded panels: each more rounds the sums once more
+PANELS = 2**23  # bytes of decoded panels: in bfloat16 each more of them rounds the sums once more
 
 
 class InOneCall(Protocol):
@@ -148,7 +148,7 @@ class CpuLayer:
         return out.to(dtype)
 
     def _by_columns(self, a: Tensor, dtype: torch.dtype) -> Tensor:
-        rows, step = self.rows[0], max(1, PANELS // (self.rows[0] * PANEL)) * PANEL
+        rows, step = self.rows[0], max(1, PANELS // (self.rows[0] * PANEL * a.itemsize)) * PANEL
         sums, y = a.new_empty(len(a), rows), a.new_empty(len(a), rows, dtype=dtype)
         for begin in range(0, self.columns, step):
             part = a[:, begin : begin + step]
