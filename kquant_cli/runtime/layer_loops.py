@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "kquant_decoder_stack": [POINTER, LONG, *[POINTER] * 3, LONG, POINTER, ctypes.c_float, POINTER, INT, POINTER],
     "kquant_head": [POINTER, POINTER, INT, LONG, LONG, POINTER, POINTER, INT, POINTER],
     "kquant_bytes": [POINTER, POINTER, INT, LONG, POINTER, INT, POINTER],
+    "kquant_byte_rows": [POINTER, LONG, LONG, POINTER, INT, POINTER],
     "kquant_dense": [POINTER, LONG, LONG, POINTER, POINTER, INT, INT, POINTER],
 }
 RESULTS: dict[str, Any] = {"kquant_transform_pair": None, "kquant_from_blocks": None, "kquant_blocks_size": LONG}
