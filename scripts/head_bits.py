@@ -3,7 +3,8 @@
 
     python scripts/head_bits.py MODEL --wikitext wiki.test.raw [--windows 4] [--seqlen 512] [--json FILE]
 
-The cost is the mean KL divergence of the next token's distribution from the dense model's, in nats a token.
+The model's head is to be tied to its embedding. The cost is the mean KL divergence of the next token's distribution
+from the dense model's, in nats a token.
 """
 
 from __future__ import annotations

@@ -189,4 +189,31 @@ inline bool bytes(const ByteMatrix &m, const void *x, int dtype, long tokens, vo
     return true;
 }
 
+// Rows first .. first + count - 1 decoded to bfloat16, (count, columns): for many tokens, which a library multiplies.
+struct ByteRows {
+    const ByteMatrix &matrix;
+    long first, count;
+    uint16_t *out;
+    Tasks tasks;
+
+    void operator()() {
+        const long groups = (matrix.columns + matrix.group - 1) / matrix.group;
+        tasks.run((count + 15) / 16, [&](long task) {
+            for (long row = 16 * task; row < std::min(count, 16 * task + 16); row++) {
+                const uint8_t *const codes = matrix.codes + (first + row) * matrix.columns;
+                uint16_t *const to = out + row * matrix.columns;
+                for (long g = 0; g < groups; g++) {
+                    const long scale = matrix.scale_rows > 1 ? (first + row) * groups + g : 0;
+                    const float step = matrix.step * (matrix.scale ? number(matrix.scale, matrix.scale_dtype, scale) : 1);
+                    const long end = std::min(matrix.columns, (g + 1) * matrix.group);
+                    for (long j = g * matrix.group; j < end; j++) {
+                        const uint32_t bits = to_bits(step * ((int)codes[j] - 128 + matrix.offset));
+                        to[j] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // no NaN among them, so no branch
+                    }
+                }
+            }
+        });
+    }
+};
+
 }  // namespace

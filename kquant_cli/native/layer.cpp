@@ -120,6 +120,13 @@ int kquant_bytes(const ByteMatrix *matrix, const void *x, int dtype, long tokens
     return !bytes(*matrix, x, dtype, tokens, y, threads, parallel);
 }
 
+// Rows of codes as bfloat16 (count, columns).
+int kquant_byte_rows(const ByteMatrix *matrix, long first, long count, uint16_t *out, int threads, Parallel *parallel) {
+    ByteRows job{*matrix, first, count, out};
+    in_parallel(job, threads, parallel);
+    return 0;
+}
+
 // dense.h: rows of blocks first .. first + count - 1 of the first matrix, as rows (64 count, columns).
 int kquant_dense_rows(const Layer *layer, long first, long count, void *u, float *v, int dtype, int threads,
                       Parallel *parallel) {

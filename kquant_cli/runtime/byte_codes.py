@@ -71,9 +71,10 @@ class ByteProduct:
 class _Call:
     """The matrix as the loops read it, with all that it reads."""
 
-    def __init__(self, layout: Layout, struct: ByteMatrixStruct, tensors: tuple[Any, ...], codebook: Tensor) -> None:
+    def __init__(self, layout: Layout, struct: ByteMatrixStruct, *tensors: Tensor | None) -> None:
         self._rows, self._work = layout.shape[0], layout.shape[0] * layout.shape[1]
-        self._layout, self._struct, self._tensors, self._kept = layout, struct, tensors, codebook
+        self._inverse, self._bias, *self._kept = tensors  # all, so that no address comes to mean another
+        self._struct = struct
         self._address = ctypes.addressof(struct)
 
     @classmethod
@@ -111,7 +112,7 @@ class _Call:
             step=even[0],
             offset=even[1],
         )
-        return cls(layout, struct, (codes, scale, inverse, bias), codebook)
+        return cls(layout, struct, inverse, bias, codes, scale, codebook, channel_scale)
 
     def few(self, x: Tensor, tokens: int) -> Tensor:
         """y (..., rows) of x (..., columns), a few tokens, contiguous."""
@@ -121,23 +122,18 @@ class _Call:
         return y
 
     def many(self, x: Tensor) -> Tensor:
-        """The same by tiles of rows in bfloat16, in which codes less 128 are exact."""
-        codes, scale, inverse, bias = self._tensors
-        (rows, columns), struct = self._layout.shape, self._struct
-        a = x.reshape(-1, columns)
-        a = (a if inverse is None else a * inverse).bfloat16()
-        y = a.new_empty(len(a), rows)
-        step = max(1, TILE // columns)
-        for part in (slice(begin, begin + step) for begin in range(0, rows, step)):
-            tile = codes[part].bfloat16().add_(struct.offset - MIDDLE)
-            scales = torch.ones(1, 1) if scale is None else scale if len(scale) == 1 else scale[part]
-            scales = (scales.float() * struct.step).bfloat16()
-            if columns % struct.group:
-                scales = scales.repeat_interleave(struct.group, 1)[:, :columns]
-            tile.view(len(tile), scales.shape[1], -1).mul_(scales.unsqueeze(-1))
-            torch.mm(a, tile.T, out=y[:, part])
+        """The same by tiles of rows in bfloat16, of any number of tokens."""
+        a = x.reshape(-1, x.shape[-1])
+        a = (a if self._inverse is None else a * self._inverse).bfloat16()
+        y = a.new_empty(len(a), self._rows)
+        step = min(self._rows, max(1, TILE // x.shape[-1]))
+        tile = a.new_empty(step, x.shape[-1])
+        for begin in range(0, self._rows, step):
+            count = min(step, self._rows - begin)
+            call("kquant_byte_rows", self._address, begin, count, tile.data_ptr(), work=tile.numel())
+            torch.mm(a, tile[:count].T, out=y[:, begin : begin + count])
         y = y.to(x.dtype)
-        return (y if bias is None else y + bias.to(x.dtype)).view(*x.shape[:-1], rows)
+        return (y if self._bias is None else y + self._bias.to(x.dtype)).view(*x.shape[:-1], self._rows)
 
 
 def _even(codebook: Tensor) -> tuple[float, float] | None:

@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "kquant_decoder_stack": [POINTER, LONG, *[POINTER] * 3, LONG, POINTER, ctypes.c_float, POINTER, INT, POINTER],
     "kquant_head": [POINTER, POINTER, INT, LONG, LONG, POINTER, POINTER, INT, POINTER],
     "kquant_bytes": [POINTER, POINTER, INT, LONG, POINTER, INT, POINTER],
+    "kquant_byte_rows": [POINTER, LONG, LONG, POINTER, INT, POINTER],
     "kquant_dense_rows": [POINTER, LONG, LONG, POINTER, POINTER, INT, INT, POINTER],
     "kquant_dense_columns": [POINTER, LONG, LONG, POINTER, INT, INT, POINTER],
 }

@@ -147,6 +147,7 @@ class KashinLinear(EncodedWeight):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         laid_out = self.to_rows()
         super()._apply(fn, recurse)
+        self.bytes = None if self.bytes is None else ByteProduct()  # which would keep what is moved
         if laid_out:
             self.to_blocks()  # where the codes are still on a CPU
         return self
