@@ -23,7 +23,7 @@ from results import machine, write_results
 from kquant_cli.files.safetensors_writer import tensor_file
 
 QUICK = {  # iterations take time, not memory
-    "annealed": "effort: fast\n",
+    "annealed": "effort: fast\ncalibration: random\n",
     "greedy": "max_iter: 2\nkmeans_iter: 2\nrestarts: 1\ncalibration: none\n",
 }
 WIDTH, FEED_FORWARD, VOCABULARY, POSITIONS = 2048, 8192, 50272, 2050

@@ -24,7 +24,7 @@ FEWEST: Final = 2  # sequences
 FIRST_ROOM: Final = 64  # tokens that a cache has room for at first
 
 
-@torch.no_grad()
+@torch.no_grad()  # not inference_mode: a backward pass is to use these tokens
 def write_text(
     model: Any,
     tokens: int,

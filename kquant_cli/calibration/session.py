@@ -81,7 +81,7 @@ def open_session(
         with quiet():
             model = load_dense(checkpoint.path, device=device, dtype=torch.float32).model.requires_grad_(False)
     except KQuantError as error:
-        raise StatisticsUnavailable(str(error).replace(str(checkpoint.path), checkpoint.name)) from error
+        raise StatisticsUnavailable(str(error)) from error
     described = OWN if source == OWN else open_source(source).description
     settings = json.dumps([fingerprint, described, tokens, seed, device.type, LENGTH])
     wanted = sha256(settings.encode()).hexdigest()

@@ -229,7 +229,10 @@ def _encode_all(
                 record = done.record
             if done is None or not job.calibrated:
                 progress(Progress(job, record, done is not None, time.perf_counter() - start))
-    return finished | {tensor: future.result() for tensor, future in saved.items()}
+    whole = finished | {tensor: future.result() for tensor, future in saved.items()}
+    return {
+        job.matrix.tensor: whole[job.matrix.tensor] for job in plan.jobs
+    }  # in an order that no interruption changes
 
 
 def _encode(

@@ -139,9 +139,10 @@ def _with_session(
         moments = GradientMoments(session.model, session.ids, device)
         moments.forward(lambda done, total: stage("forward pass on the text", done, total))
     except StatisticsUnavailable as reason:
+        said = str(reason).replace(str(plan.checkpoint.path), plan.checkpoint.name)  # no folder of this machine
         if config.calibration != "auto":
-            raise KQuantError(f"{reason}; give --calibration random or none") from reason
-        note = f"no calibration on the model's own text, which costs quality: {reason}"
+            raise KQuantError(f"{said}; give --calibration random or none") from reason
+        note = f"no calibration on the model's own text, which costs quality: {said}"
         say(f"warning: {note}")
         jobs = tuple(replace(job, calibrated=False) for job in plan.jobs)
         return replace(plan, jobs=jobs, notes=(*plan.notes, note)), None, None

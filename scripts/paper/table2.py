@@ -42,7 +42,7 @@ ROWS: dict[str, tuple[str | None, dict[str, Any]]] = {  # name: file of settings
     "Kashin 4 bits, all layers": (PAPER, {"bits": 4, "on_no_convergence": "encode"}),
     "Kashin 6 bits, all layers": (PAPER, {"bits": 6, "on_no_convergence": "encode"}),
     "annealed 4 bits": (None, {"bits": 4, "calibration": "none"}),
-    "annealed 4 bits, channel scales": (None, {"bits": 4}),
+    "annealed 4 bits, channel scales": (None, {"bits": 4, "calibration": "random"}),
 }
 PUBLISHED = "the paper shows its OPT perplexities as figures; no numeric table of them was to be had"
 

@@ -26,7 +26,7 @@ ROWS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "k-means": (None, {"encoder": "kmeans", "bits": 4, "calibration": "none", "init": "kmeans++", "restarts": 10}),
     "Kashin (greedy)": ("paper-glue.yaml", {}),
     "annealed": (None, {"bits": 4, "calibration": "none"}),
-    "annealed, channel scales": (None, {"bits": 4}),
+    "annealed, channel scales": (None, {"bits": 4, "calibration": "random"}),
 }
 PUBLISHED = {  # arXiv 2404.09737, table 3; two metrics where the task has two
     "RoBERTa-base": {

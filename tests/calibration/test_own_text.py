@@ -26,6 +26,7 @@ def test_the_same_seed_writes_the_same_and_another_something_else(llama):
     assert torch.equal(first, write(llama))
     assert not torch.equal(first, write(llama, seed=1))
     assert first.dtype == torch.int64
+    assert not first.is_inference()  # tokens of one sequence would be no use for a backward pass
     assert int(first.min()) >= 0 and int(first.max()) < tiny_models.VOCABULARY
     assert not set(first[:, 0].tolist()) & {0, 1, 2}  # no special token is drawn to begin with
 

@@ -7,7 +7,8 @@ import pytest
 import tiny_models
 import torch
 
-from kquant_cli.calibration.replay import Replay, block_of
+from kquant_cli.calibration.replay import Replay
+from kquant_cli.hf.block_names import block_of
 
 LAYERS = 4
 

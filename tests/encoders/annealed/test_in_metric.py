@@ -145,7 +145,7 @@ def test_each_column_is_scaled_to_what_is_wanted_of_it_after_those_before(settin
     assert float((encoded.col_scale.double() - torch.cat(plain)).abs().max()) > 0.1  # which feedback alone explains
 
 
-@pytest.mark.parametrize(("stretch", "most"), [(1, 1.05), (4, 1.25), (in_metric.STRETCH, 1.5)])
+@pytest.mark.parametrize(("stretch", "most"), [(1, 1.1), (4, 1.25), (in_metric.STRETCH, 1.5)])
 def test_the_loss_is_near_that_of_one_column_after_the_other(stretch, most, monkeypatch):
     """LDLQ as the papers have it, each column rounded by the annealing after the errors of all before, in float64."""
     monkeypatch.setattr(in_metric, "STRETCH", stretch)
