@@ -51,7 +51,7 @@ class _Sums:
         sizes = torch.linalg.vector_norm(gradient, dim=1, keepdim=True, dtype=torch.float32)
         weighted = x * (sizes / math.sqrt(gradient.shape[1]))
         self.halves[half].addmm_(weighted.T, weighted)
-        self.outputs += gradient.float().square_().sum(dim=0)
+        self.outputs += gradient.float().square().sum(dim=0)
         self.rows += len(x)
 
 
