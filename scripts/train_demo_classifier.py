@@ -107,8 +107,8 @@ def card(facts: dict[str, Any]) -> str:
 
 A BERT of {facts["parameters"]:,} parameters that tells negative from positive sentences about films, trained from
 random weights by `scripts/train_demo_classifier.py` for kquant's demo and tests (licence: Apache-2.0, as the package).
-It is for trying compression out; it knows too little to be of use, and leans on its embeddings, which stay dense, more
-than on its layers: what a larger classifier loses, this one does not show.
+It is for trying compression out; it knows too little to be of use, and leans on its embeddings, of which most take 8
+bits, more than on its layers: what a larger classifier loses, this one does not show.
 
 Vocabulary {facts["vocabulary"]} (WordPiece, lower case), {POSITIONS} positions, {shape}.
 Trained on the {facts["examples"]:,} phrases of SST-2's train.tsv (SHA-256 of the examples `{facts["train_sha256"]}`):
