@@ -19,13 +19,13 @@ import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from kquant_cli.bases import CoupledBases
+from kquant_cli.devices import multiplies_bfloat16
 from kquant_cli.encoded import Layout
 from kquant_cli.runtime.basis_pair import bases_of_loops, is_fast, loop_bases
 from kquant_cli.runtime.layer_loops import NUMBERS, BasesStruct, LayerStruct, MatrixStruct, address, call, loops
@@ -220,9 +220,3 @@ def _matrix(layer: InOneCall, codebook: Tensor) -> MatrixStruct:
 
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype != torch.float32 and multiplies_bfloat16() else torch.float32
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -360,7 +360,7 @@ def test_no_tuning(tiny_llama, tmp_path, settings):
 
 def test_minutes_set_the_steps(tiny_llama, tmp_path):
     bundle = calibrated(tiny_llama, tmp_path / "b", tune_steps=None, tune_minutes=1e-6)
-    assert bundle.manifest["tuning"]["steps"] == tuning.TIMED + 1
+    assert bundle.manifest["tuning"]["steps"] == tuning.UNTIMED + tuning.TIMED + 1
 
 
 def test_too_few_tokens_say_so_and_encode_without_data(tiny_llama, tmp_path):

@@ -28,8 +28,8 @@ def encoded(request):
     return encode_in_metric([normal(ROWS, COLUMNS)], [metric], config)[0]
 
 
-def layer_of(encoded, bias=None):
-    right = right_basis(encoded.layout.frame.right_u, COLUMNS, torch.device("cpu"))
+def layer_of(encoded, bias=None, dtype=torch.float32):
+    right = right_basis(encoded.layout.frame.right_u, COLUMNS, torch.device("cpu"), dtype)
     return TunedLinear(encoded, right, bias)
 
 
@@ -78,9 +78,8 @@ def test_in_bfloat16_they_are_near(encoded):
     exact = layer(x)
     exact.square().sum().backward()
     gradients = [p.grad.clone() for p in layer.parameters()]
-    layer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
+    layer = layer_of(encoded, nn.Parameter(normal(ROWS, seed=4)), torch.bfloat16)
+    y = layer(x.bfloat16())
     assert y.dtype == torch.bfloat16
     y.float().square().sum().backward()
     assert float((y - exact).norm()) < 2e-2 * float(exact.norm())

@@ -23,6 +23,7 @@ NORMS = ("model.norm.weight", "model.layers.1.input_layernorm.weight")
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(room, "TOKENS", 256)
+    monkeypatch.setattr(room, "computed_dtype", lambda device: torch.float32)
 
 
 @pytest.fixture
@@ -42,7 +43,9 @@ def made(tiny_llama):
             half, weight = torch.eye(columns), parameters[matrix.tensor]
             config = EncoderConfig(bits=2, effort="fast")
             (encoded,) = encode_in_metric([weight], [Metric(half, half, torch.ones(rows))], config)
-            layers[matrix.name] = TunedLinear(encoded, right_basis(encoded.layout.frame.right_u, columns, CPU), None)
+            layers[matrix.name] = TunedLinear(
+                encoded, right_basis(encoded.layout.frame.right_u, columns, CPU, torch.float32), None
+            )
             model.set_submodule(matrix.name, layers[matrix.name])
         return tuning, layers
 
