@@ -22,7 +22,7 @@ from encoding_tables import annealing, memory, overhead, speed
 from grid_tables import costs, grids
 from head_tables import head_bits
 from paper import tables
-from quality_tables import at_equal_bits, calibrated, compared, errors, kinds
+from quality_tables import at_equal_bits, calibrated, calibrated_at_equal_bits, compared, errors, kinds
 from results import RESULTS
 from runtime_tables import products, runtime
 
@@ -34,6 +34,7 @@ Blocks = dict[str, tuple[str, Callable[[Any], str]]]
 
 README: Blocks = {
     "at-equal-bits": ("compare-smollm2.json", at_equal_bits),
+    "calibrated-at-equal-bits": ("calibrated-smollm2.json", calibrated_at_equal_bits),
     "demo-excerpt": ("demo.txt", excerpt),
 }
 COMMANDS = [str(command.name) for command in app.registered_commands]

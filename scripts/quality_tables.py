@@ -128,6 +128,22 @@ def calibrated(values: dict[str, Any]) -> str:
     return f"{table(headings, rows)}\n\n{said}. Machine: {place(values['machine'])}."
 
 
+def calibrated_at_equal_bits(values: dict[str, Any]) -> str:
+    """The same in short: perplexity and divergence of what was tuned, and of what stands beside it."""
+    found = {(row["rate"], row["variant"]): row for row in values["rows"] if row["seed"] == 0}
+    rates = sorted({rate for rate, _ in found}, reverse=True)
+    rows = []
+    for variant in dict.fromkeys(variant for _, variant in found):
+        cells = []
+        for rate in rates:
+            row = found.get((rate, variant))
+            cells.append(f"{row['perplexity']:.2f}, {row['kl']:.3f} ({row['bits']:.2f})" if row else "")
+        rows.append([f"**{variant}**" if variant == "tuned" else variant, *cells])
+    headings = ["perplexity, KL (bits a weight)", *(f"{rate:g} bits" for rate in rates)]
+    said = f"Dense: {values['dense']['perplexity']:.2f}. Seed 0, tuning of {values['minutes']:g} minutes"
+    return f"{table(headings, rows)}\n\n{said}. Machine: {place(values['machine'])}."
+
+
 def _spread(rows: list[dict[str, Any]], key: str, form: str) -> str:
     """The value of one row; of several the mean, and least and most."""
     values = [row[key] for row in rows]

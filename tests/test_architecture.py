@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "checkpoint": "errors files overlap suggestions",
     "hf": "checkpoint devices errors suggestions",
     "calibration": "checkpoint devices divergence encoders errors files hf",
-    "tuning": "bases encoded errors files hf",
+    "tuning": "bases devices encoded errors files hf",
     "allocation": "packing",
     "bundle": "encoded errors files overlap",
     "runtime": "bases bundle checkpoint devices encoded errors files hf native packing process_memory suggestions",

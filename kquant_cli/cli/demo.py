@@ -45,8 +45,8 @@ def demo(
     evaluate(str(small), task="sst2", data=Path(sentences), against=classifier, device=device)
 
     model = _shown(demo_model_path())
-    _title(f"kquant compress {model} --bits {bits} --calibration random -o {bundle}")  # what is best takes longer
-    compress(model, {"bits": bits, "calibration": "random"}, output=bundle, device=device, overwrite=overwrite)
+    _title(f"kquant compress {model} --bits {bits} --effort fast -o {bundle}")  # without tuning, which takes minutes
+    compress(model, {"bits": bits, "effort": "fast"}, output=bundle, device=device, overwrite=overwrite)
     for path in (model, str(bundle)):
         _title(f"kquant eval {path} --task demo")
         evaluate(path, task="demo", device=device)

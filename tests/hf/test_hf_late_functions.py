@@ -62,7 +62,18 @@ print([name for name in {unused} if name in sys.modules])
 
 
 def test_a_run_imports_nothing_that_it_does_not_use(tiny_llama, tmp_path):
-    command = ["compress", tiny_llama, "-o", tmp_path / "b", "--device", "cpu", "--effort", "fast"]
+    command = [
+        "compress",
+        tiny_llama,
+        "-o",
+        tmp_path / "b",
+        "--device",
+        "cpu",
+        "--effort",
+        "fast",
+        "--calibration",
+        "random",
+    ]
     code = RUN.format(unused=UNUSED)
     words = [sys.executable, "-c", code, *map(str, command)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

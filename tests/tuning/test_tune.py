@@ -108,17 +108,16 @@ class StopError(Exception):
 @pytest.fixture
 def stopped(made, tmp_path, monkeypatch):
     """The file of a tuning of six steps that was stopped in the fourth."""
-    monkeypatch.setattr(room, "SAVED_EVERY", -1.0)
 
     def stop(step, total):
         if step == 4:
             raise StopError
 
     tuning, layers = made()
-    with pytest.raises(StopError):
-        tuning.run(layers, Budget(0, 6), rate=2e-3, seed=0, state=tmp_path / "state", progress=stop)
-    monkeypatch.undo()
-    monkeypatch.setattr(room, "TOKENS", 256)
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "SAVED_EVERY", -1.0)
+        with pytest.raises(StopError):
+            tuning.run(layers, Budget(0, 6), rate=2e-3, seed=0, state=tmp_path / "state", progress=stop)
     return tmp_path / "state"
 
 

@@ -14,7 +14,7 @@ from kquant_cli.codebooks.integer_grids import integer_grids
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import EncodedMatrix
 from kquant_cli.encoders import encode, encoded_bytes
-from kquant_cli.encoders.annealed import Annealed
+from kquant_cli.encoders.annealed import Annealed, drive
 from kquant_cli.encoders.annealed import encode as room
 
 
@@ -146,7 +146,7 @@ def test_a_constant_ring_costs_nothing(bits, monkeypatch):
     """Beside a ring of floats that is fitted to the matrix; the same rows, but annealing is not that exact."""
     weight = gaussian(256, 1024)
     constant = error_of(weight, bits=bits)
-    monkeypatch.setattr(room, "integer_grids", dict)
+    monkeypatch.setattr(drive, "integer_grids", dict)
     fitted = encode(weight, EncoderConfig(bits=bits))
     assert fitted.layout.grid is None
     assert constant <= 1.006 * squared_error(weight, fitted)
