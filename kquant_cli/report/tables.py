@@ -21,35 +21,33 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
     Where matrices were calibrated on a text, the loss in its metric stands beside the error, both as square roots.
     """
     layers = summary["layers"]
-    encoders = {layer["name"]: _encoder(layer) for layer in layers}
+    encoders = {layer["name"]: _encoder(layer, layers) for layer in layers}
     mixed = len(set(encoders.values())) > 1
     many = len(_histogram(layers)) > 1
     prefix = common_prefix([layer["name"] for layer in layers])
     title = f"{summary['bundle']}: {prefix + '*' if prefix else 'layers'}"
     title += "" if mixed else f", {next(iter(encoders.values()), '')}"
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    for heading in ("shape", *(["encoder"] if mixed else [])):
-        table.add_column(heading, no_wrap=True)
-    calibrated = any(layer.get("metric_loss") is not None for layer in layers)
-    headings = "steps", "|u|", "|v|", "error", *(["loss"] if calibrated else []), "bits"
-    for heading in (*(["levels"] if many else []), *headings):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("residual", no_wrap=True)
-    for layer in layers:
-        table.add_row(
-            escape(layer["name"].removeprefix(prefix)),
-            "×".join(map(str, layer["shape"])),
-            *([encoders[layer["name"]]] if mixed else []),
-            *([str(layer.get("levels") or "")] if many else []),
-            _steps(layer),
-            _number(layer["u_max"]),
-            _number(layer["v_max"]),
-            f"{layer['relative_error']:.4f}",
-            *([_loss(layer)] if calibrated else []),
-            f"{layer['bits_per_weight']:.3f}" if layer["bits_per_weight"] else "",
-            drawing(layer["trace"]),
+    table.add_column("layer", overflow="fold", min_width=16)
+    columns = {
+        "shape": ["×".join(map(str, layer["shape"])) for layer in layers],
+        "encoder": list(encoders.values()) if mixed else [],
+        "levels": [str(layer.get("levels") or "") for layer in layers] if many else [],
+        "steps": [_steps(layer) for layer in layers],
+        "|u|": [_number(layer["u_max"]) for layer in layers],
+        "|v|": [_number(layer["v_max"]) for layer in layers],
+        "error": [f"{layer['relative_error']:.4f}" for layer in layers],
+        "loss": [_loss(layer) for layer in layers],
+        "bits": [f"{layer['bits_per_weight']:.3f}" if layer["bits_per_weight"] else "" for layer in layers],
+        "residual": [drawing(layer["trace"]) for layer in layers],
+    }
+    shown = {heading: cells for heading, cells in columns.items() if any(cells)}  # of an encoder that has such
+    for heading in shown:
+        table.add_column(
+            heading, justify="left" if heading in ("shape", "encoder", "residual") else "right", no_wrap=True
         )
+    for layer, *cells in zip(layers, *shown.values(), strict=True):
+        table.add_row(escape(layer["name"].removeprefix(prefix)), *cells)
     return table
 
 
@@ -108,10 +106,12 @@ def common_prefix(names: Sequence[str]) -> str:
     return "".join(f"{part}." for part, _ in same)
 
 
-def _encoder(layer: Mapping[str, Any]) -> str:
+def _encoder(layer: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> str:
+    """The encoder of a layer, with its basis where it is not that of all."""
     if layer["encoder"] is None:
         return "dense"
-    return f"{layer['encoder']}, {layer['basis']}" if layer["basis"] else str(layer["encoder"])
+    alike = len({other["encoder"] for other in layers}) > 1 and len({other["basis"] for other in layers} - {None}) < 2
+    return f"{layer['encoder']}, {layer['basis']}" if layer["basis"] and not alike else str(layer["encoder"])
 
 
 def _histogram(layers: Sequence[Mapping[str, Any]]) -> Counter[int]:
