@@ -26,6 +26,8 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
     many = len(_histogram(layers)) > 1
     prefix = common_prefix([layer["name"] for layer in layers])
     title = f"{summary['bundle']}: {prefix + '*' if prefix else 'layers'}"
+    bases = {layer["basis"] for layer in layers} - {None}
+    title += f", {bases.pop()}" if mixed and len(bases) == 1 else ""
     title += "" if mixed else f", {next(iter(encoders.values()), '')}"
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("layer", overflow="fold", min_width=16)

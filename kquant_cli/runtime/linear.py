@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from kquant_cli.encoded import Layout
 from kquant_cli.process_memory import let_go
@@ -120,6 +119,8 @@ class KashinLinear(EncodedWeight):
 
     def dense(self, dtype: torch.dtype | None) -> nn.Module:
         """The module that this one replaced, with the decoded weight in `dtype` or the source's."""
+        from transformers.pytorch_utils import Conv1D  # noqa: PLC0415 (seconds to import)
+
         weight = self.encoded().decode(dtype or getattr(torch, self.layout.dtype))
         with torch.device("meta"):
             made: Any = (

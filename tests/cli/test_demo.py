@@ -16,7 +16,7 @@ def test_demo_is_the_tour_and_bundles_are_a_little_worse_than_the_models(kquant,
     for command in ("$ kquant compress", "$ kquant eval", "$ kquant inspect"):
         assert command in result.out
     assert "24 inputs" not in result.out  # query, key and value projections share theirs
-    assert "random tokens, 16 inputs" in result.out
+    assert "the model's own text, 8,192 tokens" in result.out
     assert "--task sst2" in result.out
     assert "same label" in result.out
     (bundle,) = kept_results(tmp_path / "b")

@@ -94,7 +94,7 @@ def check_layers():
         assert decoded == []
         patch.delenv("KQUANT_BACKEND")
         operator = torch.ops.kquant.product
-        arguments = (x.detach(), made.weight_codes, made._own("weight_codebook"), None, None, made.weight_channel_scale)
+        arguments = (x.detach(), made.weight_codes, made.own("weight_codebook"), None, None, made.weight_channel_scale)
         y = operator(*arguments, made.layout_key) * made.weight_scale.T + made.bias
         assert decoded == [dense.TRIAL_ROWS, 24]  # another format: rows without a scale
         assert float((y.double() - expected).norm() / expected.norm()) < 0.01
