@@ -35,7 +35,7 @@ TOGETHER: Final = {"cpu": 4, "cuda": 64}  # matrices of one shape
 HELD: Final = 1 << 30  # bytes of moments
 
 STATE: Final = "tuning.safetensors"  # in the run's own folder
-RATES: Final = ((2.5, 4e-3), (3.5, 2e-3), (8.0, 1.5e-3))  # of tuning, for so many bits at most
+RATES: Final = ((2.5, 4e-3), (3.5, 2e-3), (4.5, 6e-4), (8.0, 3e-4))  # of tuning, for so many bits at most
 
 Done = Callable[[Job, Staged, float], None]
 Told = Callable[[int, int], None]
