@@ -206,18 +206,22 @@ class Tuning:
     @torch.no_grad()
     def _last_hidden(self) -> Tensor:
         """What the dense model's last block gives for all sequences (sequences, length, hidden), on the CPU."""
-        last, found = self._blocks[-1], []
+        found: list[Tensor] = []
+        last: Any = None  # of the blocks that are called, which need not be the last that the model has
 
         def keep(_module: Any, _args: Any, output: Any) -> None:
-            self._packed = isinstance(output, tuple)
-            found.append((output[0] if self._packed else output).cpu())
+            nonlocal last
+            last = output
 
-        handle = last.register_forward_hook(keep)
+        handles = [block.register_forward_hook(keep) for block in self._blocks]
         try:
             for part in self._parts(range(len(self.ids))):
                 self.model(input_ids=self.ids[part].to(self.device), **without_logits(self.model))
+                self._packed = isinstance(last, tuple)
+                found.append((last[0] if self._packed else last).cpu())
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         return torch.cat(found)
 
     @torch.no_grad()

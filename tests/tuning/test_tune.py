@@ -210,3 +210,11 @@ def test_every_sequence_is_seen_once_a_pass_and_none_that_is_held_out():
     assert all(sorted(one) == list(range(3, 20)) for one in passes)
     assert passes[0] != passes[1]
     assert batch(3, 4) == seen[12:16]
+
+
+def test_blocks_that_are_not_called_are_none_of_the_chain(tiny_llama):
+    model = load_dense(tiny_llama, device="cpu", dtype=torch.float32).model.requires_grad_(False)
+    model.spare = torch.nn.ModuleList([torch.nn.Linear(2, 2)])  # numbered, after all others, and unused
+    ids = tiny_models.tokens(4, 16)
+    tuning = Tuning(model, {}, ids, CPU)
+    assert tuning._mean(range(4)) == pytest.approx(0.0, abs=1e-6)
