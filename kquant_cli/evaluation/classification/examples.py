@@ -14,8 +14,8 @@ from typing import Any
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation.classification.spec import Spec, plain
 from kquant_cli.evaluation.classification.tsv import read_tsv
-from kquant_cli.evaluation.hub import hub_rows
 from kquant_cli.evaluation.rows import parquet_rows
+from kquant_cli.hf.hub_data import hub_rows
 
 HIGHEST_SCORE = 5.0
 
