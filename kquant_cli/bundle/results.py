@@ -38,6 +38,8 @@ def keep_result(bundle: Path, result: Mapping[str, Any]) -> Path:
     reasons = []
     for folder in _folders(bundle):
         try:
+            if folder.parent == bundle:
+                folder.mkdir(exist_ok=True)  # not the bundle, should it be replaced at this moment
             write_json(folder / name, entry)
             return folder / name
         except OSError as error:
@@ -51,12 +53,12 @@ def kept_results(bundle: Path) -> list[dict[str, Any]]:
     for folder in _folders(bundle):
         for file in sorted(folder.glob("*.json")):
             entry = find_object(file)
-            if entry is not None and _is_result(entry):
+            if entry is not None and is_result(entry):
                 found.append(entry)
     return sorted(found, key=lambda entry: (entry["task"], entry["measured"]))
 
 
-def _is_result(entry: Mapping[str, Any]) -> bool:
+def is_result(entry: Mapping[str, Any]) -> bool:
     """Whether a file holds what `keep_result` writes, as far as it is shown."""
     if not all(isinstance(entry.get(key), str) for key in ("task", "measured", "sentence")):
         return False

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kquant_cli.cli.console import console
+from kquant_cli.cli.console import console, log
 
 
 class Dtype(StrEnum):
@@ -34,7 +34,10 @@ def decompress(
     from kquant_cli.bundle import open_bundle, write_dense
 
     whole = open_bundle(bundle)
-    size = write_dense(whole, output, getattr(torch, dtype) if dtype else None, overwrite=overwrite)
+    target = getattr(torch, dtype) if dtype else None
+    size = write_dense(
+        whole, output, target, overwrite=overwrite, say=lambda line: log.print(line, highlight=False, markup=False)
+    )
     console.print(
         f"{output}: {len(whole.layouts)} matrices decoded, {size / 1e6:.2f} MB", highlight=False, markup=False
     )

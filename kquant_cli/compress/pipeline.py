@@ -7,12 +7,14 @@ are kept (bundle/staging.py), so the same run goes on where an earlier one was i
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,13 +25,16 @@ from torch import Tensor
 
 import kquant_cli
 from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle
-from kquant_cli.bundle.output_folder import check_part, check_place, fresh, is_free, put_in_place, writing
+from kquant_cli.bundle.output_folder import check_place, is_free, open_output, put_in_place, require_space, writing
+from kquant_cli.bundle.part_folder import fresh
 from kquant_cli.bundle.reader import open_bundle
+from kquant_cli.bundle.replacing import require_bundle_files
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
 from kquant_cli.calibration import import_early, statistics_path
 from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.compress.efforts import tuning_budget
+from kquant_cli.compress.kept_files import kept_beside, require_kept_files
 from kquant_cli.compress.plan import Job, Plan, describe_texts
 from kquant_cli.compress.preparation import Prepared, Stage, prepare
 from kquant_cli.compress.weights import read_weight
@@ -70,18 +75,21 @@ def compress(
     Raises
     ------
     KQuantError
-        `out` is something else that may not be replaced, a weight is not finite, or no space is left.
+        `out` is something else that may not be replaced or is being written by another process, a weight is not finite,
+        or no space is left.
     """
     check_output(out, plan.checkpoint.path)
     began = time.perf_counter()
-    with writing(out, 2 * plan.estimated_bytes):
+    needed = _needed_bytes(plan)
+    with writing(out, needed), open_output(out, plan.checkpoint.path, say, reading=_is_taken(out, overwrite)) as part:
         measured = plan.config.calibration != "none" and not statistics_path(out).exists()
         with import_early(measured and (overwrite or is_free(out))):
             identity, versions = _identity(plan), _versions(device)
-        if not overwrite and not is_free(out) and _is_same(out, identity["fingerprint"]):
+        if _is_taken(out, overwrite) and _is_same(out, identity["fingerprint"]):
             return False
-        check_part(out)
-        prepared = prepare(plan, out, identity["source"]["sha256"], device=device, stage=stage, say=say)
+        part = _ready(part, out, needed, overwrite=overwrite)
+        with kept_beside(out, part) as inside:
+            prepared = prepare(plan, inside, identity["source"]["sha256"], device=device, stage=stage, say=say)
         plan = prepared.plan
         staging = Staging(out, " ".join([identity["fingerprint"], prepared.digest(), *versions.values()]))
         if staging.discarded:
@@ -102,8 +110,56 @@ def compress(
         _write(replace(prepared, plan=plan), folder, staged, tuned, identity | {"versions": versions})
         run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": resident_set("peak")}
         write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
-        put_in_place(staging.folder, out)
+        put_in_place(part, out, lambda place: _require_replaceable(place, out, overwrite=overwrite))
     return True
+
+
+@contextmanager
+def rehearse(
+    plan: Plan, out: Path, *, overwrite: bool = False, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Path]:
+    """Refuse what `compress` would refuse before its work; within it, `out` as `prepare` takes it.
+
+    Nothing stays that was not there, but the files kept beside `out`. Raises KQuantError as `compress` does.
+    """
+    check_output(out, plan.checkpoint.path)
+    needed = _needed_bytes(plan)
+    with writing(out, needed), open_output(out, plan.checkpoint.path, say, reading=_is_taken(out, overwrite)) as part:
+        if _is_taken(out, overwrite) and _is_same(out, _identity(plan)["fingerprint"]):
+            say(f"{out}: this bundle is already there and complete")
+            yield out
+        else:
+            with kept_beside(out, _ready(part, out, needed, overwrite=overwrite)) as inside:
+                yield inside
+
+
+def _is_taken(out: Path, overwrite: bool) -> bool:
+    """Whether something is there that is not to be replaced."""
+    return not overwrite and not is_free(out)
+
+
+def _needed_bytes(plan: Plan) -> int:
+    """About how many bytes a run takes at most: the bundle, and each finished matrix beside it."""
+    return plan.estimated_bytes + sum(job.nbytes for job in plan.jobs)
+
+
+def _ready(part: Path | None, out: Path, needed: int, *, overwrite: bool) -> Path:
+    """The part folder, when nothing is in the way of a run."""
+    if part is None:
+        raise PermissionError(errno.EACCES, "its folder cannot be written")
+    _require_replaceable(out, out, overwrite=overwrite)
+    require_kept_files(out)
+    require_space(part, out, needed)
+    return part
+
+
+def _require_replaceable(folder: Path, out: Path, *, overwrite: bool) -> None:
+    """Raise KQuantError unless `folder`, which is `out` or was, is free or a bundle that may be replaced."""
+    if is_free(folder):
+        return
+    if not overwrite or not is_bundle(folder):
+        raise KQuantError(f"{out}: was made by another in the meantime; choose another --output")
+    require_bundle_files(folder, out)
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
