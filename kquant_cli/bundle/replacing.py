@@ -8,7 +8,6 @@ from pathlib import Path
 
 from kquant_cli.bundle.format import MANIFEST, MOST_BYTES, RESULTS, RUN
 from kquant_cli.bundle.output_folder import printable
-from kquant_cli.bundle.results import is_result
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.json_object import find_object
 
@@ -49,11 +48,12 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_kept_result(folder: Path, name: str) -> bool:
+    """Whether it is what `results.keep_result` writes, of whichever version, and so of the bundle that goes."""
     parts = name.split("/")
     if len(parts) != 2 or parts[0] != RESULTS or not name.endswith(".json"):
         return False
-    entry = find_object(folder / name)
-    return entry is not None and is_result(entry)
+    entry = find_object(folder / name) or {}
+    return all(isinstance(entry.get(key), str) for key in ("task", "measured", "sentence"))
 
 
 def _raise(error: OSError) -> None:

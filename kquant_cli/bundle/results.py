@@ -53,12 +53,12 @@ def kept_results(bundle: Path) -> list[dict[str, Any]]:
     for folder in _folders(bundle):
         for file in sorted(folder.glob("*.json")):
             entry = find_object(file)
-            if entry is not None and is_result(entry):
+            if entry is not None and _is_result(entry):
                 found.append(entry)
     return sorted(found, key=lambda entry: (entry["task"], entry["measured"]))
 
 
-def is_result(entry: Mapping[str, Any]) -> bool:
+def _is_result(entry: Mapping[str, Any]) -> bool:
     """Whether a file holds what `keep_result` writes, as far as it is shown."""
     if not all(isinstance(entry.get(key), str) for key in ("task", "measured", "sentence")):
         return False
