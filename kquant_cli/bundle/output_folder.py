@@ -17,7 +17,6 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from kquant_cli.bundle.part_folder import (
@@ -185,8 +184,9 @@ def _take(out: Path) -> Lock:
                 raise
             return held
         except LockHeldError as error:
-            raise KQuantError(f"{out}: is being written by {_words(error.holder)}; wait for its end, or choose another "
-                f"--output") from error
+            raise KQuantError(
+                f"{out}: is being written by {_words(error.holder)}; wait for its end, or choose another --output"
+            ) from error
         except (FileNotFoundError, NotOursError):
             if tries == TRIES:
                 raise

@@ -1,6 +1,6 @@
 """`<name>.part/`, where an output is in the making: what is in it, whose it is, and what of it is ever removed.
 
-    lock          written first, removed last: held by the process that works here; what is in it marks the folder as ours
+    lock          written first, removed last: held by the process that works here; its content marks it as ours
     state.json    whose work it is; `complete`: `new/` is whole, and has taken its place if it is no longer here
     matrices/, tuning.safetensors, kept/    what an interrupted run goes on from
     new/          the output in the making
@@ -147,7 +147,7 @@ def _state(part: Path) -> dict[str, Any]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a file of that name in our part folder is ours: of `whole_file`'s, while it is written, or one of these."""
+    """Whether a file of that name in our part folder is ours: one of these, or `whole_file`'s while it is written."""
     return name in (LOCK, STATE, TUNING) or (name.startswith(".") and name.endswith(".tmp"))
 
 
@@ -157,4 +157,3 @@ def _is_file(path: Path) -> bool:
         return S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
-

@@ -25,7 +25,7 @@ def require_bundle_files(folder: Path, out: Path) -> None:
 
 
 def require_only(folder: Path, out: Path, listed: Collection[str]) -> None:
-    """Raise KQuantError, naming them, when `folder` holds files that are not `listed` (by relative path), nor results."""
+    """Raise KQuantError, naming them, when `folder` holds files that are neither `listed` (relative) nor results."""
     others = []
     for name in _names(folder):
         if (folder / name).is_symlink() or not (name in listed or _is_kept_result(folder, name)):

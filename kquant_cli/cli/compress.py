@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kquant_cli.cli.console import console, log, write_results
+from kquant_cli.cli.results_file import require_results_file
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ def compress(
     from kquant_cli.devices import resolve_device
     from kquant_cli.report import summarise, totals_table
 
+    require_results_file(json_file)
     settings = load_config(config, flags)
     where = resolve_device(device)
     plan = make_plan(open_checkpoint(model, revision), settings)

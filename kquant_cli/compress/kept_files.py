@@ -38,7 +38,7 @@ def require_kept_files(out: Path) -> None:
 
 @contextmanager
 def kept_beside(out: Path, part: Path) -> Iterator[Path]:
-    """Gives an `out` in the part folder, beside which are those files; what changed of them takes its place at the end."""
+    """Gives an `out` in the part folder with those files beside it; what changed of them takes its place at the end."""
     folder = part / KEPT
     folder.mkdir(exist_ok=True)
     inside = folder / out.name

@@ -7,7 +7,6 @@ are kept (bundle/staging.py), so the same run goes on where an earlier one was i
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import platform
@@ -24,17 +23,16 @@ import torch
 from torch import Tensor
 
 import kquant_cli
-from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle
-from kquant_cli.bundle.output_folder import check_place, is_free, open_output, put_in_place, require_space, writing
+from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN
+from kquant_cli.bundle.output_folder import open_output, put_in_place, writing
 from kquant_cli.bundle.part_folder import fresh
-from kquant_cli.bundle.reader import open_bundle
-from kquant_cli.bundle.replacing import require_bundle_files
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
 from kquant_cli.calibration import import_early, statistics_path
 from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.compress.efforts import tuning_budget
-from kquant_cli.compress.kept_files import kept_beside, require_kept_files
+from kquant_cli.compress.kept_files import kept_beside
+from kquant_cli.compress.output import check_output, is_taken, needed_bytes, ready, require_replaceable, require_same
 from kquant_cli.compress.plan import Job, Plan, describe_texts
 from kquant_cli.compress.preparation import Prepared, Stage, prepare
 from kquant_cli.compress.weights import read_weight
@@ -80,15 +78,16 @@ def compress(
     """
     check_output(out, plan.checkpoint.path)
     began = time.perf_counter()
-    needed = _needed_bytes(plan)
-    with writing(out, needed), open_output(out, plan.checkpoint.path, say, reading=_is_taken(out, overwrite)) as part:
+    needed = needed_bytes(plan)
+    with writing(out, needed), open_output(out, plan.checkpoint.path, say, reading=is_taken(out, overwrite)) as part:
+        folder = None if is_taken(out, overwrite) else ready(part, out, needed, overwrite=overwrite)
         measured = plan.config.calibration != "none" and not statistics_path(out).exists()
-        with import_early(measured and (overwrite or is_free(out))):
+        with import_early(measured and folder is not None):
             identity, versions = _identity(plan), _versions(device)
-        if _is_taken(out, overwrite) and _is_same(out, identity["fingerprint"]):
+        if folder is None:
+            require_same(out, identity["fingerprint"])
             return False
-        part = _ready(part, out, needed, overwrite=overwrite)
-        with kept_beside(out, part) as inside:
+        with kept_beside(out, folder) as inside:
             prepared = prepare(plan, inside, identity["source"]["sha256"], device=device, stage=stage, say=say)
         plan = prepared.plan
         staging = Staging(out, " ".join([identity["fingerprint"], prepared.digest(), *versions.values()]))
@@ -103,14 +102,14 @@ def compress(
         tuned = _tune(prepared, staged, staging, device, stage)
         if tuned is not None:
             staged = _restated(plan, staged, tuned, device)
-        folder = fresh(staging.folder)
+        new = fresh(folder)
         for note in (*notes, *(tuned.notes if tuned else ())):
             say(f"note: {note}")
         plan = replace(plan, notes=(*plan.notes, *notes, *(tuned.notes if tuned else ())))
-        _write(replace(prepared, plan=plan), folder, staged, tuned, identity | {"versions": versions})
+        _write(replace(prepared, plan=plan), new, staged, tuned, identity | {"versions": versions})
         run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": resident_set("peak")}
-        write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
-        put_in_place(part, out, lambda place: _require_replaceable(place, out, overwrite=overwrite))
+        write_json(new / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
+        put_in_place(folder, out, lambda place: require_replaceable(place, out, overwrite=overwrite))
     return True
 
 
@@ -123,43 +122,15 @@ def rehearse(
     Nothing stays that was not there, but the files kept beside `out`. Raises KQuantError as `compress` does.
     """
     check_output(out, plan.checkpoint.path)
-    needed = _needed_bytes(plan)
-    with writing(out, needed), open_output(out, plan.checkpoint.path, say, reading=_is_taken(out, overwrite)) as part:
-        if _is_taken(out, overwrite) and _is_same(out, _identity(plan)["fingerprint"]):
+    needed = needed_bytes(plan)
+    with writing(out, needed), open_output(out, plan.checkpoint.path, say, reading=is_taken(out, overwrite)) as part:
+        if is_taken(out, overwrite):
+            require_same(out, _identity(plan)["fingerprint"])
             say(f"{out}: this bundle is already there and complete")
             yield out
         else:
-            with kept_beside(out, _ready(part, out, needed, overwrite=overwrite)) as inside:
+            with kept_beside(out, ready(part, out, needed, overwrite=overwrite)) as inside:
                 yield inside
-
-
-def _is_taken(out: Path, overwrite: bool) -> bool:
-    """Whether something is there that is not to be replaced."""
-    return not overwrite and not is_free(out)
-
-
-def _needed_bytes(plan: Plan) -> int:
-    """About how many bytes a run takes at most: the bundle, and each finished matrix beside it."""
-    return plan.estimated_bytes + sum(job.nbytes for job in plan.jobs)
-
-
-def _ready(part: Path | None, out: Path, needed: int, *, overwrite: bool) -> Path:
-    """The part folder, when nothing is in the way of a run."""
-    if part is None:
-        raise PermissionError(errno.EACCES, "its folder cannot be written")
-    _require_replaceable(out, out, overwrite=overwrite)
-    require_kept_files(out)
-    require_space(part, out, needed)
-    return part
-
-
-def _require_replaceable(folder: Path, out: Path, *, overwrite: bool) -> None:
-    """Raise KQuantError unless `folder`, which is `out` or was, is free or a bundle that may be replaced."""
-    if is_free(folder):
-        return
-    if not overwrite or not is_bundle(folder):
-        raise KQuantError(f"{out}: was made by another in the meantime; choose another --output")
-    require_bundle_files(folder, out)
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
@@ -184,26 +155,6 @@ def _cautions(plan: Plan, device: torch.device | str) -> list[str]:
     encoders = {job.config.encoder: job.config.chosen for job in plan.jobs}
     cautions = (encoder.caution(torch.device(device)) for encoder in encoders.values())
     return [caution for caution in cautions if caution]
-
-
-def check_output(out: Path, source: Path) -> None:
-    """KQuantError where no bundle may be written to `out`: of what is there, only bundles are replaced."""
-    check_place(out, source)
-    with writing(out, 0):
-        if not is_free(out) and not is_bundle(out):
-            raise KQuantError(
-                f"{out}: exists and is not a kquant bundle, so it is not touched; choose another --output"
-            )
-
-
-def _is_same(out: Path, fingerprint: str) -> bool:
-    """Whether the whole bundle of that fingerprint is there; KQuantError when it is another one."""
-    if open_bundle(out).manifest.get("fingerprint") != fingerprint:
-        raise KQuantError(
-            f"{out}: is a bundle of other settings or of another source; give --overwrite to replace it, or another "
-            f"--output"
-        )
-    return True
 
 
 def _calibrate(

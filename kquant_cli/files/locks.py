@@ -26,6 +26,7 @@ else:
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 LENGTH = 512  # bytes of what is in the file: one write, so that it is never half there
 HELD_FOR_WINDOWS = 1 << 30  # the byte that is locked there, where none is read: a locked one cannot be
+PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links, and no waiting on a pipe
 PATIENCE = 0.5  # seconds that one who has the lock may take to say so
 
 
@@ -85,7 +86,7 @@ def lock(path: Path) -> Lock:
     """
     give_up = time.monotonic() + PATIENCE
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | PLAIN, 0o666)
         try:
             if not S_ISREG(os.fstat(file).st_mode):
                 raise OSError(errno.EINVAL, "is no plain file", str(path))
@@ -109,7 +110,7 @@ def lock(path: Path) -> Lock:
 def last_holder(path: Path) -> Holder | None:
     """Who holds or held the lock `path` last; None where that is no file that `lock` wrote."""
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        file = os.open(path, os.O_RDONLY | PLAIN)
     except OSError:
         return None
     try:

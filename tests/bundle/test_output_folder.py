@@ -52,9 +52,9 @@ def test_one_output_has_one_writer_however_it_is_spelled(place, monkeypatch, spe
     monkeypatch.chdir(place)
     other = place / "b" if spelling == "absolute" else Path(spelling)
     with opened(place / "b"):
-        with pytest.raises(KQuantError, match=rf"is being written by process {os.getpid()} on .* since \d{{4}}-") as no:
-            with opened(other):
-                pass
+        held = rf"is being written by process {os.getpid()} on .* since \d{{4}}-"
+        with pytest.raises(KQuantError, match=held) as no, opened(other):
+            pass
         assert str(no.value).startswith(f"{other}: ")
         with opened(place / "c"):  # others are not disturbed
             pass
@@ -96,7 +96,9 @@ def test_a_part_folder_of_others_stays(place, kind):
     assert tree(place) == before
 
 
-@pytest.mark.parametrize("name", ["new", "old", "matrices", "kept", "state.json", "lock", "matrices/a.json", "thesis.tex"])
+@pytest.mark.parametrize(
+    "name", ["new", "old", "matrices", "kept", "state.json", "lock", "matrices/a.json", "thesis.tex"]
+)
 def test_what_others_put_into_ours_stays(place, name):
     """A link in place of each part, and a file beside them."""
     (place / "elsewhere").mkdir()
@@ -176,7 +178,7 @@ def test_an_output_that_came_while_another_waits_is_not_touched(place):
     out.mkdir()
     (out / "thesis.tex").write_text("x")
     before = tree(place)
-    with pytest.raises(KQuantError, match="move .* away"), opened(out):
+    with pytest.raises(KQuantError, match=r"move .* away"), opened(out):
         pass
     assert {name: before[name] for name in before if "lock" not in name} == {
         name: text for name, text in tree(place).items() if "lock" not in name
@@ -244,9 +246,9 @@ def test_a_folder_that_cannot_be_written(place, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", denied)
-        with pytest.raises(KQuantError, match=r"b: cannot be written \(Permission denied\)"):
-            with writing(place / "b", 0), opened(place / "b"):
-                pass
+        refused = pytest.raises(KQuantError, match=r"b: cannot be written \(Permission denied\)")
+        with refused, writing(place / "b", 0), opened(place / "b"):
+            pass
         with opened(place / "b", reading=True) as part:
             assert part is None
     assert tree(place) == {}
@@ -256,7 +258,7 @@ def test_space_is_asked_for_first(place, monkeypatch):
     monkeypatch.setattr(output_folder.shutil, "disk_usage", lambda _: _ntuple_diskusage(10_000, 9_000, 1_000))
     (place / "file").write_bytes(bytes(500))
     require_space(place, place / "b", 1_500)
-    with pytest.raises(KQuantError, match="1.6 kB are needed and 1.5 kB are free"):
+    with pytest.raises(KQuantError, match=r"1\.6 kB are needed and 1\.5 kB are free"):
         require_space(place, place / "b", 1_600)
     monkeypatch.setattr(output_folder.shutil, "disk_usage", lambda _: _ntuple_diskusage(0, 0, 0))
     require_space(place, place / "b", 1 << 50)

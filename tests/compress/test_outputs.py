@@ -36,9 +36,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_while_one_runs_the_other_is_told(tiny_llama, tmp_path, kquant):
     whole = compress(tiny_llama, tmp_path / "whole") and tree(tmp_path / "whole")
-    plan = make_plan(
-        open_checkpoint(tiny_llama), CompressConfig(encoder="uniform", calibration="none", bits=3)
-    )
+    plan = make_plan(open_checkpoint(tiny_llama), CompressConfig(encoder="uniform", calibration="none", bits=3))
     told = []
 
     def second(_: object) -> None:
@@ -69,7 +67,9 @@ def test_pairs_of_processes(tiny_llama, tmp_path):
         ends = [(p.communicate()[1], p.returncode) for p in processes]
         assert 0 in [code for _, code in ends], ends
         for error, code in ends:
-            assert code == 0 or (code == 2 and ("is being written by process" in error or "--overwrite" in error)), error
+            assert code == 0 or (code == 2 and ("is being written by process" in error or "--overwrite" in error)), (
+                error
+            )
         open_bundle(out)
         assert [path.name for path in out.parent.iterdir()] == ["b"]
 
@@ -96,7 +96,7 @@ def test_foreign_files_stop_overwriting(tiny_llama, tmp_path, what):
         (out / "run.json").unlink()
         (out / "run.json").symlink_to(tmp_path / "else" / "thesis.tex")
     before = tree(tmp_path)
-    with pytest.raises(KQuantError, match="--overwrite would remove: .*(thesis.tex|run.json)"):
+    with pytest.raises(KQuantError, match=r"--overwrite would remove: .*(thesis\.tex|run\.json)"):
         compress(tiny_llama, out, overwrite=True, bits=2)
     assert tree(tmp_path) == before
 
@@ -151,7 +151,7 @@ def test_kept_files_have_the_names_that_preparation_gives_them(tmp_path):
 
 
 def test_kept_files_are_kept_by_every_end(tiny_llama, tmp_path, kquant):
-    """A run that is interrupted after measuring, the next that takes it, a dry run; an average of bits measures both."""
+    """A dry run, one that is interrupted after measuring, the next that takes it; an average measures both."""
     settings = {"encoder": "annealed", "effort": "fast", "calibration": "random", "bits": 2.5}
     names = {f"b{ending}" for ending in (kept_files.STATISTICS, kept_files.SENSITIVITY)}
     plan = make_plan(open_checkpoint(tiny_llama), CompressConfig(**settings))

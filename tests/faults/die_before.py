@@ -6,8 +6,8 @@ A run is a child of this process, which has imported all that it needs and compu
 a child dies by SIGKILL right before it; then a second one runs to its end. Prints, as JSON, how many calls each kind of
 run has, how many were tried, and a sentence on each that did not end as an undisturbed run does.
 
-Calls: all that make, open for writing, write, move, remove or change a file or folder, and locks; seen by Python's audit
-events, and by wrappers where it has none (fsync, writes).
+Calls: all that make, open for writing, write, move, remove or change a file or folder, and locks; seen by Python's
+audit events, and by wrappers where it has none (fsync, writes).
 """
 
 from __future__ import annotations
