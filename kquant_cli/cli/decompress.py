@@ -32,7 +32,9 @@ def decompress(
     import torch
 
     from kquant_cli.bundle import open_bundle, write_dense
+    from kquant_cli.bundle.output_folder import check_place
 
+    check_place(output, bundle)  # before all of the bundle is read
     whole = open_bundle(bundle)
     target = getattr(torch, dtype) if dtype else None
     size = write_dense(

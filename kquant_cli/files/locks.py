@@ -26,7 +26,7 @@ else:
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 LENGTH = 512  # bytes of what is in the file: one write, so that it is never half there
 HELD_FOR_WINDOWS = 1 << 30  # the byte that is locked there, where none is read: a locked one cannot be
-PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links, and no waiting on a pipe
+PLAIN = sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))  # no links, no wait on a pipe
 PATIENCE = 0.5  # seconds that one who has the lock may take to say so
 
 
@@ -43,7 +43,7 @@ class Holder:
     def this_process(cls) -> Holder:
         """This one, from now on."""
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        return cls(secrets.token_hex(16), platform.node()[:64], os.getpid(), since)
+        return cls(secrets.token_hex(16), platform.node()[:40], os.getpid(), since)
 
 
 class LockHeldError(Exception):
