@@ -38,6 +38,8 @@ def keep_result(bundle: Path, result: Mapping[str, Any]) -> Path:
     reasons = []
     for folder in _folders(bundle):
         try:
+            if folder.parent == bundle:
+                folder.mkdir(exist_ok=True)  # not the bundle, should it be replaced at this moment
             write_json(folder / name, entry)
             return folder / name
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -73,6 +74,11 @@ def main(args: Sequence[str] | None = None) -> None:
         app(args=args)
     except KQuantError as error:
         log.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        log.print("[bold red]error:[/] no space left where the output goes; send it elsewhere", highlight=False)
         sys.exit(2)
 
 
