@@ -10,8 +10,9 @@ from kquant_cli.bundle.format import CONFIG, INDEX
 from kquant_cli.bundle.output_folder import check_place, fresh, is_free, open_part, put_in_place, writing
 from kquant_cli.bundle.reader import Bundle
 from kquant_cli.bundle.writer import Entry, copy_files, write_weights
+from kquant_cli.bundle.whole import is_weights
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.json_object import write_json
+from kquant_cli.files.json_object import strict, write_json
 
 PROVENANCE = "kquant-dense.json"  # what the checkpoint was decoded from; marks the folder as one that may be replaced
 
@@ -38,12 +39,13 @@ def write_dense(bundle: Bundle, out: Path, dtype: torch.dtype | None = None, *, 
         part, _ = open_part(out, "decompress")
         folder = fresh(part)
         total = write_weights(folder, entries).nbytes
-        config = {k: v for k, v in bundle.config.items() if k != "quantization_config"}
+        config = strict({k: v for k, v in bundle.config.items() if k != "quantization_config"})
         if dtype is not None:
             config = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": str(dtype).split(".")[1]}
         write_json(folder / CONFIG, config)
         ours = {CONFIG, INDEX, *(info.file.name for info in bundle.infos.values())}
-        copy_files(bundle.path, [Path(name) for name in bundle.manifest["files"] if name not in ours], folder)
+        names = [Path(name) for name in bundle.manifest["files"] if name not in ours and not is_weights(name)]
+        copy_files(bundle.path, names, folder)
         facts = {"bundle": bundle.manifest.get("fingerprint"), "source": bundle.manifest.get("source")}
         write_json(folder / PROVENANCE, {"decoded_from": facts})
         put_in_place(part, out)

@@ -13,7 +13,7 @@ import typer
 from kquant_cli import __version__
 from kquant_cli.cli.bench import bench
 from kquant_cli.cli.compress import compress
-from kquant_cli.cli.console import log, show_log
+from kquant_cli.cli.console import print_error, show_log
 from kquant_cli.cli.decompress import decompress
 from kquant_cli.cli.demo import demo
 from kquant_cli.cli.evaluate import evaluate
@@ -72,11 +72,5 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         app(args=args)
     except KQuantError as error:
-        log.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        print_error(error)
         sys.exit(2)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

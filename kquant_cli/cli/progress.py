@@ -37,7 +37,7 @@ def show_progress(
         yield (lambda done: say(_line(done))), _PlainStage(say), say
         return
     columns = (
-        TextColumn("[progress.description]{task.description}"),
+        TextColumn("{task.description}", style="progress.description", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
