@@ -15,6 +15,7 @@ from kquant_cli.bundle.validation import read_layouts, require_tensors, require_
 from kquant_cli.bundle.whole import file_faults, listed_files, listing_faults, read_index, read_shards, stray_faults
 from kquant_cli.encoded import EncodedMatrix, Layout
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.model_sizes import oversized
 from kquant_cli.files.safetensors_format import TensorInfo
 from kquant_cli.files.safetensors_reader import read_tensor
 
@@ -114,6 +115,8 @@ def read_bundle_config(path: Path) -> dict[str, Any]:
             f"give the folder that `kquant compress` wrote"
         )
     config = read_json(path / CONFIG)
+    if why := oversized(config):
+        raise KQuantError(f"{path / CONFIG}: {why}; the bundle is damaged, make it again")
     require_version(config["quantization_config"].get("format_version"), path)
     return config
 

@@ -41,11 +41,16 @@ def leads_outside(folder: Path, name: str) -> bool:
     """
     try:
         home = folder.resolve()
-        if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        if is_snapshot(home):
             home = home.parent.parent
         return not (folder / name).resolve().is_relative_to(home)
     except (OSError, RuntimeError):  # a loop of links
         return True
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether the folder is a snapshot in the cache of the hub, of which it holds what was asked for so far."""
+    return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
 
 
 def is_control(character: str) -> bool:
