@@ -20,6 +20,7 @@ from kquant_cli.cli.evaluate import evaluate
 from kquant_cli.cli.generate import generate
 from kquant_cli.cli.inspect import inspect
 from kquant_cli.cli.setting_options import SettingsGroup
+from kquant_cli.cli.verify import verify
 from kquant_cli.errors import KQuantError
 
 
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command("compress", help=compress.__doc__)(lambda: None)  # Commands has the real one
 app.command("decompress")(decompress)
 app.command("inspect")(inspect)
+app.command("verify")(verify)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.command("bench")(bench)
