@@ -40,7 +40,7 @@ BASES: dict[str, type[GeneratedBasis]] = {
 
 
 def require_known(spec: BasisSpec) -> BasisSpec:
-    """The spec itself; KQuantError where there is no such kind or option, or the basis would be too large to be made."""
+    """The spec itself; KQuantError where there is no such kind or option, or the basis would be too large."""
     if not isinstance(spec.kind, str) or spec.kind not in BASES:
         meant = near(str(spec.kind), BASES) or sorted(BASES)
         raise KQuantError(f"unknown basis '{spec.kind}': did you mean {' or '.join(map(repr, meant))}?")

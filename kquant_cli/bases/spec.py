@@ -27,13 +27,13 @@ class BasisSpec:
     def __post_init__(self) -> None:
         if not _is_whole(self.size) or not 1 <= self.size <= LARGEST:
             raise KQuantError(
-                f"basis {shortened(self.kind)} cannot have size {shortened(self.size)}: a size is a whole number from 1 "
-                f"to {LARGEST}"
+                f"basis {shortened(self.kind)} cannot have size {shortened(self.size)}: a size is a whole number from "
+                f"1 to {LARGEST}"
             )
         if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
             raise KQuantError(
-                f"basis {shortened(self.kind)} cannot have seed {shortened(self.seed)}: a seed is a whole number from 0 to "
-                f"2^32 - 1"
+                f"basis {shortened(self.kind)} cannot have seed {shortened(self.seed)}: a seed is a whole number from "
+                f"0 to 2^32 - 1"
             )
         for name, value in self.options.items():
             if not _is_whole(value) or not 1 <= value <= LARGEST:

@@ -9,8 +9,8 @@ import torch
 from kquant_cli.bundle.format import CONFIG, INDEX
 from kquant_cli.bundle.output_folder import check_place, fresh, is_free, open_part, put_in_place, writing
 from kquant_cli.bundle.reader import Bundle
-from kquant_cli.bundle.writer import Entry, copy_files, write_weights
 from kquant_cli.bundle.whole import is_weights
+from kquant_cli.bundle.writer import Entry, copy_files, write_weights
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.json_object import strict, write_json
 

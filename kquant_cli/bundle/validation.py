@@ -22,7 +22,9 @@ from kquant_cli.files.safetensors_format import TensorInfo
 def require_version(version: object, path: Path) -> None:
     """KQuantError unless the bundle in the folder `path` has a format that is read here."""
     if type(version) is not int or version < 1:
-        raise KQuantError(f"{path / CONFIG}: format_version is {shortened(version)}, expected a number; make the bundle again")
+        raise KQuantError(
+            f"{path / CONFIG}: format_version is {shortened(version)}, expected a number; make the bundle again"
+        )
     if version not in READ_VERSIONS:
         what = "upgrade kashin-quant" if version > FORMAT_VERSION else "make the bundle again"
         formats = f"{min(READ_VERSIONS)} to {max(READ_VERSIONS)}"
@@ -55,7 +57,7 @@ def find_layouts(path: Path, quantization: Mapping[str, Any]) -> tuple[dict[str,
                 )
             )
         except (KeyError, TypeError, ValueError, AttributeError, KQuantError) as error:
-            why = f"lacks {error}" if isinstance(error, KeyError) else error
+            why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             faults.append(
                 Fault(
                     name,

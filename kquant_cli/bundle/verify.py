@@ -58,7 +58,7 @@ def verify_bundle(path: Path, *, deep: bool = False, told: Told = lambda _what, 
     Raises
     ------
     KQuantError
-        It cannot be checked: it is no bundle, of a newer format, or without a manifest since `save_pretrained` wrote it.
+        It cannot be checked: it is no bundle, of a newer format, or `save_pretrained` wrote it, without a manifest.
     """
     config, faults = _config(path)
     try:
@@ -158,9 +158,7 @@ def _unknown(path: Path, files: Facts, shards: Any) -> Iterator[Fault]:
                 yield Fault(file, f"{path / file}: is no part of the bundle, which does not list it; move it elsewhere")
 
 
-def _complete(
-    layout: Layout, name: str, infos: Mapping[str, TensorInfo], layouts: Mapping[str, Layout]
-) -> bool:
+def _complete(layout: Layout, name: str, infos: Mapping[str, TensorInfo], layouts: Mapping[str, Layout]) -> bool:
     """Whether all tensors are there, as they should be, that the matrix is decoded from."""
     needed = {f"{name}.{suffix}": shape for suffix, shape in layout.tensor_shapes().items()}
     if layout.channel_scale_from is not None:
@@ -244,7 +242,9 @@ def _decoded(bundle: Bundle, layouts: Mapping[str, Layout], told: Told) -> Itera
             if not bool(torch.isfinite(weight).all()):
                 why = "decodes to entries that are not finite"
             elif not bool(weight.any()) and 0 < _recorded_error(bundle, name) < 0.999:
-                why = f"decodes to zeros, which the recorded relative error {_recorded_error(bundle, name):.4f} is not of"
+                why = (
+                    f"decodes to zeros, which the recorded relative error {_recorded_error(bundle, name):.4f} is not of"
+                )
         except (KQuantError, RuntimeError, ValueError) as error:
             why = f"cannot be decoded ({error})"
         if why:

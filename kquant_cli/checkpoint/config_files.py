@@ -24,7 +24,7 @@ INDEX_REFUSALS = IndexRefusals(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config.json at `path`. Raises KQuantError when it is not a JSON object, is too large, or asks for too much."""
+    """The config.json at `path`. Raises KQuantError when it is no JSON object, is too large, or asks for too much."""
     config = read_object(path, JSON_REFUSALS)
     if why := oversized(config):
         raise KQuantError(f"{path}: {why}: download it again")

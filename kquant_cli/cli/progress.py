@@ -21,6 +21,7 @@ from kquant_cli.compress.pipeline import Progress as Done
 from kquant_cli.compress.plan import Plan
 from kquant_cli.compress.preparation import Stage
 
+
 @contextmanager
 def show_progress(
     plan: Plan, console: Console

@@ -41,6 +41,7 @@ class PlainStage:
         self._said = float("-inf") if ends else time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Say it where it is time."""
         now = time.monotonic()
         if (self._ends and done == total) or now - self._said >= LINE_SECONDS:
             self._said = now

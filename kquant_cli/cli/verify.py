@@ -17,8 +17,8 @@ def verify(
     source: Annotated[
         str | None,
         typer.Option(
-            help="The checkpoint that it was made of (hub id or folder): compute every recorded error anew, and compare "
-            "all other tensors bit by bit."
+            help="The checkpoint that it was made of (hub id or folder): compute every recorded error anew, and "
+            "compare all other tensors bit by bit."
         ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a --source on the hub.")] = None,

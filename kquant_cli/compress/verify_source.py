@@ -43,7 +43,9 @@ def source_faults(
                 why = f"is {dtype} {list(shape)}, where {checkpoint.name} has {info.dtype} {list(info.shape)}"
             elif name in bundle.infos:
                 changed = tuned and len(shape) == 1 and dtype.is_floating_point
-                why = "" if changed or _same(bundle, checkpoint, name) else f"is not that of {checkpoint.name} bit by bit"
+                why = (
+                    "" if changed or _same(bundle, checkpoint, name) else f"is not that of {checkpoint.name} bit by bit"
+                )
             else:
                 why = _error_fault(bundle, checkpoint, name)
         except (KQuantError, ValueError) as error:

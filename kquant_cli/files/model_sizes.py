@@ -15,7 +15,9 @@ def oversized(config: Mapping[str, Any]) -> str:
     parts: list[Any] = [config]
     while parts:
         part = parts.pop()
-        parts += [inner for inner in (part.values() if isinstance(part, dict) else part) if isinstance(inner, dict | list)]
+        parts += [
+            inner for inner in (part.values() if isinstance(part, dict) else part) if isinstance(inner, dict | list)
+        ]
         for key, value in part.items() if isinstance(part, dict) else ():
             if type(value) is int and value > MOST_LAYERS and COUNTS.search(key):
                 return f"{key} is {value if value < 1 << 63 else 'beyond 2^63'}, expected at most {MOST_LAYERS}"

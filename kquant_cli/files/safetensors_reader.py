@@ -96,13 +96,17 @@ def _parse(path: Path, text: bytes) -> Iterator[TensorInfo]:
             )
         dtype, shape, offsets = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
-            raise _invalid(path, f"tensor {name!r} has the shape {shortened(shape)} and the data_offsets {shortened(offsets)}")
+            raise _invalid(
+                path, f"tensor {name!r} has the shape {shortened(shape)} and the data_offsets {shortened(offsets)}"
+            )
         if len(shape) > MOST_DIMENSIONS or math.prod(max(1, n) for n in shape) >= 1 << 63:
             raise _invalid(
                 path, f"tensor {name!r} has the shape {shortened(shape)}, beyond {MOST_DIMENSIONS} dimensions or 2^63"
             )
         if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-            raise _invalid(path, f"tensor {name!r} of shape {shortened(shape)} and type {entry['dtype']} spans bytes {offsets}")
+            raise _invalid(
+                path, f"tensor {name!r} of shape {shortened(shape)} and type {entry['dtype']} spans bytes {offsets}"
+            )
         begin = 8 + len(text)
         yield TensorInfo(name, dtype, tuple(shape), path, begin + offsets[0], begin + offsets[1])
 

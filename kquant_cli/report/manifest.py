@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kquant_cli.errors import KQuantError
 
-
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Size = Annotated[int, Field(ge=1, lt=1 << 31)]
 Error = Annotated[float, Field(ge=0, le=1e9)]  # relative to the weight: 1 where nothing of it is left

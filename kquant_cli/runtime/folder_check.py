@@ -58,7 +58,8 @@ def loaded_tensors(files: Iterable[Path], *, resaved: bool) -> dict[str, TensorI
     refuse(faults)
     for name in sorted(set(by_name) - set(listed)):
         raise KQuantError(
-            f"{by_name[name]}: would be loaded, but is no part of the bundle that {MANIFEST} describes; move it elsewhere"
+            f"{by_name[name]}: would be loaded, but is no part of the bundle that {MANIFEST} describes; move it "
+            f"elsewhere"
         )
     index = read_index(folder)
     shards = set(index.values())

@@ -36,8 +36,8 @@ def load(
 
     `task` is causal-lm, sequence-classification or encoder. `device_map` is transformers' (None: the first GPU where
     there is one, else the CPU; "auto" spreads a model that is larger than one). `dtype` is that of what is not encoded,
-    and of the outputs (None or "auto": the source's own). `verify` compares a folder's files with their SHA-256; without
-    it names, sizes, index, shapes and types are compared all the same.
+    and of the outputs (None or "auto": the source's own). `verify` compares a folder's files with their SHA-256;
+    without it names, sizes, index, shapes and types are compared all the same.
 
     Raises
     ------

@@ -75,7 +75,10 @@ def test_a_bundle_that_cannot_be_written_has_them_elsewhere(bundle: Path) -> Non
         (json.dumps({**RESULT, "measured": "t", "seconds": "1"}), "garbles seconds)"),
         (json.dumps({**RESULT, "measured": "t", "standard_errors": {"a": "x"}}), "garbles standard_errors.a)"),
         (json.dumps({**RESULT, "measured": "t", "against": 3}), "garbles against)"),
-        (json.dumps({**RESULT, "measured": "t", "against": {"metrics": {}, "differences": {"a": 1}}}), "differences.a)"),
+        (
+            json.dumps({**RESULT, "measured": "t", "against": {"metrics": {}, "differences": {"a": 1}}}),
+            "differences.a)",
+        ),
         (json.dumps({**RESULT, "measured": "t", "x": "y" * 4_000_000}), "at most 4000000 are read"),
     ],
 )

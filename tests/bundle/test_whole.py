@@ -62,7 +62,9 @@ def secret(bundle, name):
     (bundle / name).symlink_to(bundle.parent / "secret")
 
 
-@pytest.mark.parametrize("name", [SHARD, "tokenizer.json", "config.json", "kquant.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name", [SHARD, "tokenizer.json", "config.json", "kquant.json", "model.safetensors.index.json"]
+)
 def test_links_out_of_the_bundle_are_not_followed(bundle, name, tmp_path):
     secret(bundle, name)
     for verify in (True, False):
@@ -92,7 +94,9 @@ def test_a_snapshot_of_the_hub_is_made_of_links(bundle, tmp_path):
     assert not [file for file in (tmp_path / "dense").rglob("*") if file.is_symlink()]
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/hostname", "a\\..\\x", "C:x", "a\0b", "\ud800", "NUL", "a\x1bb", "a/.. /b"])
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/hostname", "a\\..\\x", "C:x", "a\0b", "\ud800", "NUL", "a\x1bb", "a/.. /b"]
+)
 def test_no_file_of_another_name_is_read_or_written(bundle, tmp_path, name):
     (tmp_path / "x").write_text("x")
     change_manifest(bundle, lambda m: m["files"].update({name: {"size": 1, "sha256": ""}}))

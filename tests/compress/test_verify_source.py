@@ -58,7 +58,12 @@ def change_tensors(bundle, change):
 
 @pytest.mark.parametrize(
     ("arch", "settings"),
-    [("llama", {"encoder": "greedy"}), ("gpt2", {}), ("opt", {"encoder": "uniform", "group_size": 16}), ("mixtral", {})],
+    [
+        ("llama", {"encoder": "greedy"}),
+        ("gpt2", {}),
+        ("opt", {"encoder": "uniform", "group_size": 16}),
+        ("mixtral", {}),
+    ],
 )
 def test_what_was_made_of_a_source_is_right(arch, settings, tmp_path):
     made_of = tiny_models.make(arch, tmp_path / "source")

@@ -141,7 +141,7 @@ def test_wide_characters_count_four_times(tmp_path: Path) -> None:
 def test_numbers_that_are_not_finite_are_read_unless_refused(tmp_path: Path, number: str) -> None:
     (tmp_path / "x.json").write_text(f'{{"a": [{{"b": {number}}}]}}')
     assert not math.isfinite(read_object(tmp_path / "x.json", WORDS)["a"][0]["b"])
-    with pytest.raises(KQuantError, match="invalid it holds -?(nan|inf), expected finite numbers"):
+    with pytest.raises(KQuantError, match=r"invalid it holds -?(nan|inf), expected finite numbers"):
         read_object(tmp_path / "x.json", WORDS, finite=True)
     assert find_object(tmp_path / "x.json", finite=True) is None
 

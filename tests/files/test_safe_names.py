@@ -8,7 +8,23 @@ from kquant_cli.files.safe_names import leads_outside, stays_inside
 
 WITHIN = ["a", "a/b.txt", ".gitattributes", "a..b/c..", "./a", "caf\udce9.txt", "a b:c", "größe", "console", "a" * 255]
 OUTSIDE = [
-    *("", ".", "./", "..", "...", "/", "a\0b", "C:", "C:/", "C:x", "c:\\x", "\\x", "a\\b", "\\\\host\\share\\x", "//a/b"),
+    *(
+        "",
+        ".",
+        "./",
+        "..",
+        "...",
+        "/",
+        "a\0b",
+        "C:",
+        "C:/",
+        "C:x",
+        "c:\\x",
+        "\\x",
+        "a\\b",
+        "\\\\host\\share\\x",
+        "//a/b",
+    ),
     *("../x", "a/../b", "a/..", "/etc/passwd", ".. /x", "a/. ./b", "NUL", "a/con.txt", "lpt1", "\ud800"),
     *("a\x1b[2Jb", "a\rb", "a\nb", "a\x7f", "a\x9bb", "a\u202eb", "a\u2066b", "a" * 256, "a/" * 600 + "b"),
     *(None, 3, ["a"]),

@@ -325,10 +325,10 @@ def test_what_is_no_bundle_is_refused(tiny_llama: Path, llama: Path, tmp_path: P
 
 
 LOADINGS = [
-    lambda folder: load(folder),
+    load,
     lambda folder: load(folder, verify=False),
     lambda folder: load_model(folder, device="cpu"),
-    lambda folder: transformers.AutoModelForCausalLM.from_pretrained(folder),
+    transformers.AutoModelForCausalLM.from_pretrained,
 ]
 
 
@@ -379,14 +379,19 @@ SHARD = "model-00001-of-00001.safetensors"
     [
         (altered, r"model\.safetensors: (would be loaded|holds weights or names them), but is no part of the bundle"),
         (renamed, r"model-00001-of-00001\.safetensors: is missing|model\.safetensors: would be loaded"),
-        (lambda bundle: (bundle / "kquant.json").unlink(), "has no kquant.json, which says what its files should be; copy"),
+        (
+            lambda bundle: (bundle / "kquant.json").unlink(),
+            "has no kquant.json, which says what its files should be; copy",
+        ),
         (shortened, r"generation_config\.json: has 2 bytes, expected \d+"),
         (index_elsewhere, "the bundle has no tensor '.*morn.weight'|SHA-256 is not the one"),
         (linked, "is a link that leads out of the bundle"),
         (deep, "num_hidden_layers is 1000000000, expected at most 10000"),
     ],
 )
-def test_what_is_loaded_is_what_was_checked(loading: Any, change: Any, sentence: str, llama: Path, tmp_path: Path) -> None:
+def test_what_is_loaded_is_what_was_checked(
+    loading: Any, change: Any, sentence: str, llama: Path, tmp_path: Path
+) -> None:
     bundle = whole_copy(llama, tmp_path / "bundle")
     change(bundle)
     with pytest.raises(KQuantError, match=sentence):
