@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from reprlib import repr as shortened
 from typing import Any
 
 import torch
 
 from kquant_cli.bases import BasisSpec, basis_for, require_known
 from kquant_cli.codebooks.integer_grids import LEAST_EXPONENT, MOST_EXPONENT, grid_codebook, integer_grids
+from kquant_cli.errors import shortened
 from kquant_cli.files.safetensors_format import DTYPES
 from kquant_cli.packing import MAX_LEVELS, pack, row_bytes, unpack
 

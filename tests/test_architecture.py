@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "devices": "errors",
     "bases": "errors suggestions threads",
     "codebooks": "threads",
-    "encoded": "bases codebooks files packing",
+    "encoded": "bases codebooks errors files packing",
     "decomposition": "bases errors suggestions",
     "encoders": "bases codebooks decomposition encoded native setting_types threads",
     "config": "encoders errors setting_types suggestions",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from reprlib import repr as shortened
 from typing import Any
 
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, shortened
 
 LARGEST = 2**31 - 1  # size, or count of what it is a product of; registry.py bounds what both take together
 

@@ -50,7 +50,7 @@ def keep_result(bundle: Path, result: Mapping[str, Any]) -> Path:
 
 
 def kept_results(bundle: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The entries kept for a bundle, by task and time; and a sentence on each file that is none, or another bundle's."""
+    """The entries kept for a bundle, by task and time; and a sentence on each file that is none of them."""
     found, refused = [], []
     fingerprint = _fingerprint(bundle)
     for folder in _folders(bundle):

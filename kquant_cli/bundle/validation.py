@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from kquant_cli.bundle.faults import Fault, refuse
 from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, READ_VERSIONS
 from kquant_cli.encoded import Layout, UnknownGridError
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.files.safetensors_format import TensorInfo
 
 

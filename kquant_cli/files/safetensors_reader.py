@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.files.json_object import parse
 from kquant_cli.files.plain_file import open_plain
 from kquant_cli.files.safetensors_format import DTYPES, TensorInfo
