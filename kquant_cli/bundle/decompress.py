@@ -16,10 +16,11 @@ from kquant_cli.bundle.output_folder import check_place, is_free, open_output, p
 from kquant_cli.bundle.part_folder import fresh, open_part
 from kquant_cli.bundle.reader import Bundle
 from kquant_cli.bundle.replacing import require_only
+from kquant_cli.bundle.whole import is_weights
 from kquant_cli.bundle.writer import Entry, copy_files, file_hashes, write_weights
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.digests import file_sha256
-from kquant_cli.files.json_object import find_object, write_json
+from kquant_cli.files.json_object import find_object, strict, write_json
 from kquant_cli.files.safe_names import stays_inside
 
 PROVENANCE = "kquant-dense.json"  # what the checkpoint was decoded from, and its files, which may be replaced
@@ -62,12 +63,13 @@ def write_dense(
         require_space(part, out, total)
         folder = fresh(part)
         written = write_weights(folder, entries)
-        config = {k: v for k, v in bundle.config.items() if k != "quantization_config"}
+        config = strict({k: v for k, v in bundle.config.items() if k != "quantization_config"})
         if dtype is not None:
             config = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": str(dtype).split(".")[1]}
         write_json(folder / CONFIG, config)
         ours = {CONFIG, INDEX, *(info.file.name for info in bundle.infos.values())}
-        copy_files(bundle.path, [Path(name) for name in bundle.manifest["files"] if name not in ours], folder)
+        names = [Path(name) for name in bundle.manifest["files"] if name not in ours and not is_weights(name)]
+        copy_files(bundle.path, names, folder)
         files = file_hashes(folder, written.sha256)
         write_json(folder / PROVENANCE, {"decoded_from": facts, "files": files})
         put_in_place(part, out, lambda place: _require_replaceable(place, out, overwrite=overwrite))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kquant_cli.cli.bundle_argument import bundle_or_newest
-from kquant_cli.cli.console import log
+from kquant_cli.cli.console import log, printable
 
 if TYPE_CHECKING:
     from kquant_cli.hf.loading import LoadedModel
@@ -71,7 +71,14 @@ def _write(
     model: Any = loaded.model
     if model.generation_config.pad_token_id is None:
         settings["pad_token_id"] = loaded.tokenizer.eos_token_id or 0
-    streamer = transformers.TextStreamer(loaded.tokenizer, skip_prompt=chat, skip_special_tokens=True)
+
+    class Streamer(transformers.TextStreamer):
+        """Of text in which no token steers the terminal."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(printable(text), stream_end)
+
+    streamer = Streamer(loaded.tokenizer, skip_prompt=chat, skip_special_tokens=True)
     started = time.perf_counter()
     with torch.inference_mode():
         made = model.generate(**inputs, **settings, streamer=streamer)

@@ -13,11 +13,11 @@ from torch import nn
 from kquant_cli.bundle import read_layouts, require_tensors, require_version
 from kquant_cli.encoded import Layout
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.safetensors_format import TensorInfo
-from kquant_cli.files.safetensors_reader import read_header, read_tensor
+from kquant_cli.files.safetensors_reader import read_tensor
 from kquant_cli.runtime import blocks
 from kquant_cli.runtime.embedding import KashinEmbedding
 from kquant_cli.runtime.encoded_weight import EncodedWeight
+from kquant_cli.runtime.folder_check import loaded_tensors
 from kquant_cli.runtime.linear import KashinLinear
 from kquant_cli.runtime.linear_modules import (
     CannotRunFromCodesError,
@@ -52,7 +52,7 @@ def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -
     require_version(config["format_version"], folder)
     if other := [file.name for file in files if file.suffix != ".safetensors"]:
         raise KQuantError(f"{folder / other[0]}: a bundle's tensors are in safetensors files; make the bundle again")
-    infos: dict[str, TensorInfo] = {name: info for file in files for name, info in read_header(file).items()}
+    infos = loaded_tensors(files, resaved=config.get("resaved") is True)
     layouts = named_as_stored(model, read_layouts(folder, config), infos)
     require_tensors(folder, infos, layouts)
     encoded = find_modules(model, layouts)
