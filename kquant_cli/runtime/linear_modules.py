@@ -16,18 +16,11 @@ from transformers.pytorch_utils import Conv1D
 from kquant_cli.encoded import Layout
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.parameter_names import parameter_lookup
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 from kquant_cli.runtime.embedding import refusal
 
 WEIGHT = ".weight"
 CODES = "weight_codes"
-
-
-class CannotRunFromCodesError(KQuantError):
-    """The model has a parameter for the matrix, but not one that a layer of ours can take: `reason` says why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; decode it with `kquant decompress`")
-        self.reason = reason
 
 
 @dataclass(frozen=True)

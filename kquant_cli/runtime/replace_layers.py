@@ -16,11 +16,11 @@ from kquant_cli.errors import KQuantError
 from kquant_cli.files.safetensors_format import TensorInfo
 from kquant_cli.files.safetensors_reader import read_header, read_tensor
 from kquant_cli.runtime import blocks
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 from kquant_cli.runtime.embedding import KashinEmbedding
 from kquant_cli.runtime.encoded_weight import EncodedWeight
 from kquant_cli.runtime.linear import KashinLinear
 from kquant_cli.runtime.linear_modules import (
-    CannotRunFromCodesError,
     EncodedModule,
     find_modules,
     named_as_stored,
@@ -76,6 +76,7 @@ def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -
                 with torch.device("cpu"):  # transformers builds models under the meta device
                     scales[owner] = read_tensor(infos[f"{owner}.{CHANNEL_SCALE}"])
             made.channel_scale = [scales[owner]]
+        made.name = entry.module
         model.set_submodule(entry.module, made)
         if isinstance(made, KashinLinear):
             _share_input_transform(made, entry.module, owner or entry.on_disk, shared)

@@ -19,7 +19,7 @@ from torch import nn
 import kquant_cli
 from kquant_cli.errors import KQuantError
 from kquant_cli.runtime import KashinLinear, load, load_model
-from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 from kquant_cli.runtime.replace_layers import kashin_layers
 
 CAUSAL = ["opt", "opt_projected", "gpt2", "gpt_neox", "llama", "qwen3", "gemma"]
