@@ -24,6 +24,7 @@ from kquant_cli.runtime.linear_modules import (
     EncodedModule,
     find_modules,
     named_as_stored,
+    require_blocks,
     require_place,
     require_same_modules,
     stored_parameters,
@@ -58,7 +59,10 @@ def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -
     encoded = find_modules(model, layouts)
     modules = {entry.on_disk: entry.module for entry in encoded}
     on_disk = {entry.module: entry.on_disk for entry in encoded}
-    tied = tied_modules(model, modules.values(), stored_parameters(model, infos))
+    stored = stored_parameters(model, infos)
+    tied = tied_modules(model, modules.values(), stored)
+    filled = {f"{module}.weight" for module in (*on_disk, *tied)}
+    require_blocks(model, [name for name in layouts if name not in modules], stored | filled)
     shared: dict[tuple[Any, ...], KashinLinear] = {}
     scales: dict[str, torch.Tensor] = {}
     for entry in [*encoded, *(EncodedModule(on_disk[owner], module) for module, owner in tied.items())]:

@@ -340,3 +340,23 @@ def test_the_quantiser_is_registered_in_either_order(first: str, then: str, prin
 def test_public_names() -> None:
     assert kquant_cli.load is load
     assert kquant_cli.KashinLinear is KashinLinear
+
+
+def test_names_that_the_model_does_not_have_are_refused_and_never_filled_with_chance(
+    llama: Path, tmp_path: Path
+) -> None:
+    """transformers itself would warn, and go on with random blocks."""
+    folder = copy_of(llama, tmp_path / "renamed")
+    config, (file,) = json.loads((folder / "config.json").read_text()), folder.glob("*.safetensors")
+    tensors = {name.replace("layers.1.", "stack.1."): tensor for name, tensor in load_file(file).items()}
+    for old in (file, folder / "model.safetensors.index.json"):
+        old.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(config["quantization_config"]).replace("layers.1.", "stack.1.")
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": json.loads(text)}))
+    said = (
+        r"LlamaForCausalLM has no module for the encoded matrix 'model\.stack\.1\.mlp\.down_proj', "
+        r"and the bundle has no tensor for its 'model\.layers\.1\."
+    )
+    with pytest.raises(KQuantError, match=said):
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
