@@ -30,7 +30,7 @@ def tied_by_storage(groups: Iterable[list[str]], config: Mapping[str, Any]) -> d
     """
     if config.get("tie_word_embeddings") is False:
         return {}
-    tied = {}
+    tied: dict[str, str] = {}
     for group in groups:
         names = [name for name in group if not any(part.isdecimal() for part in name.split("."))]
         tables = any(is_named(name, (*INPUTS, *OUTPUTS)) for name in names)

@@ -48,7 +48,7 @@ def used_past_forward(path: Path, names: Iterable[str], uses: Collection[WeightU
             return {}
         owners = {name: _owner(model, parameter, uses) for name, parameter in parameters.items()}
         watched = {
-            name: Watched.put(model.get_submodule(parameters[name].removesuffix(WEIGHT)))
+            name: Watched.instead(model.get_submodule(parameters[name].removesuffix(WEIGHT)))
             for name, owner in owners.items()
             if owner
         }
@@ -67,16 +67,17 @@ class Watched(Tensor):
     called: bool  # whether its module was
 
     @classmethod
-    def put(cls, module: nn.Module) -> Watched:
+    def instead(cls, module: nn.Module) -> Watched:
         """Take the place of the module's weight, and of its forward; a module of an unknown kind keeps its own."""
-        old: Any = module._parameters.pop("weight", None)
-        if isinstance(old, Watched):  # tied modules
-            return old
+        before = module.__dict__.get("weight")
+        if isinstance(before, Watched):  # two names on disk of one parameter
+            return before
+        old: Any = module._parameters.pop("weight")
         made = torch.empty_like(old, device="meta").detach().as_subclass(cls)
         made.touched = made.called = False
         module.__dict__["weight"] = made
         if (width := _width(module)) is not None:
-            module.forward = _stub(made, module, width)  # type: ignore[method-assign]
+            module.forward = _stub(made, module, width)
         return made
 
     @classmethod

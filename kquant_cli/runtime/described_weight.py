@@ -16,16 +16,16 @@ from torch import Tensor
 from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 
 # What depends on shape, dtype and device alone.
+ATTRIBUTES: Final = (
+    *("shape", "dtype", "device", "layout", "ndim", "nbytes", "itemsize", "requires_grad", "grad", "is_leaf"),
+    *("is_cpu", "is_cuda", "is_meta", "is_mps", "is_sparse", "is_quantized"),
+)
 DESCRIBES: Final = frozenset(
     (
-        *(Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.device.__get__, Tensor.ndim.__get__),  # type: ignore[attr-defined]
-        *(Tensor.layout.__get__, Tensor.requires_grad.__get__, Tensor.grad.__get__, Tensor.is_leaf.__get__),  # type: ignore[attr-defined]
-        *(Tensor.is_cuda.__get__, Tensor.is_meta.__get__, Tensor.is_cpu.__get__, Tensor.is_mps.__get__),  # type: ignore[attr-defined]
-        *(Tensor.is_sparse.__get__, Tensor.is_quantized.__get__, Tensor.nbytes.__get__, Tensor.itemsize.__get__),  # type: ignore[attr-defined]
+        *(getattr(Tensor, name).__get__ for name in ATTRIBUTES),
         *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.__len__),
-        *(Tensor.element_size, Tensor.stride, Tensor.get_device, torch.numel),
-        *(Tensor.is_contiguous, Tensor.is_floating_point, torch.is_floating_point),
-        *(Tensor.is_complex, torch.is_complex, torch.is_tensor, Tensor.__hash__),
+        *(Tensor.element_size, Tensor.stride, Tensor.get_device, torch.numel, torch.is_tensor),
+        *(Tensor.is_contiguous, Tensor.is_floating_point, torch.is_floating_point, torch.is_complex),
     )
 )
 

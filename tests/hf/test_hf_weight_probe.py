@@ -75,7 +75,7 @@ def test_a_checkpoint_that_transformers_cannot_make_has_none(tmp_path: Path) -> 
     ],
 )
 def test_a_weight_knows_that_it_was_computed_with(use: Any) -> None:
-    weight = Watched.put(nn.Linear(4, 4, device="meta"))
+    weight = Watched.instead(nn.Linear(4, 4, device="meta"))
     assert (weight.shape, weight.dtype, weight.dim(), weight.is_contiguous()) == ((4, 4), torch.float32, 2, True)
     assert not weight.touched
     use(weight)

@@ -360,3 +360,20 @@ def test_names_that_the_model_does_not_have_are_refused_and_never_filled_with_ch
     )
     with pytest.raises(KQuantError, match=said):
         transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_model_that_reads_no_tokens(tmp_path: Path) -> None:
+    """WavLM hears sounds: transformers has no input embedding to give, and raises where it is asked for one."""
+    config = transformers.WavLMConfig(
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        **{"conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3)},
+        **{"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
+    )
+    transformers.WavLMModel(config).save_pretrained(tmp_path / "source")
+    bundle = compress(tmp_path / "source", tmp_path / "bundle")
+    sound = torch.randn(1, 800, generator=torch.Generator().manual_seed(0))
+    twin = twin_of(bundle, "AutoModel")
+    with torch.no_grad():
+        found, expected = (m(sound).last_hidden_state for m in (load(bundle, "encoder", dtype="float32"), twin))
+    assert len(list(kashin_layers(load(bundle, "encoder")))) == 6
+    assert relative(found, expected) < ROUNDED
