@@ -24,6 +24,7 @@ DESCRIBES: Final = frozenset(
 )
 NOT_FORWARD: Final = re.compile(r"(?:^|_)(?:init|tie|resize|reset|convert|freeze|replace|load|prune)|embeddings$")
 MAY_USE: Final = re.compile(rf"(?<!self)\.{ATTRIBUTE}\b(?!\.(?:{'|'.join(sorted(DESCRIBES))})\b)")
+TOP_LEVEL: Final = re.compile(r"^(?=class |def |@)", re.MULTILINE)
 MODEL_TYPE: Final = re.compile(r"^    model_type(?:: \w+)? = [\"'](.+?)[\"']", re.MULTILINE)
 OTHER_FILE: Final = re.compile(r"^from \.\.(\w+)\.(modeling_\w+) import", re.MULTILINE)
 
@@ -52,8 +53,9 @@ def uses_of(config: Mapping[str, Any]) -> frozenset[WeightUse]:
         seen.add(file)
         text = file.read_text(encoding="utf-8")
         files += [file.parents[1] / folder / f"{name}.py" for folder, name in OTHER_FILE.findall(text)]
-        if MAY_USE.search(text):
-            uses |= set(_uses(ast.parse(text), None))
+        for part in TOP_LEVEL.split(text):
+            if MAY_USE.search(part):  # most of a file need not be parsed
+                uses |= set(_uses(_parsed(part, text), None))
     return frozenset(uses)
 
 
@@ -83,6 +85,14 @@ def _folders_by_type(models: Path) -> dict[str, Path]:
     """For the parts of models, and the few whose folder has another name: what the configs' classes say."""
     files = models.glob("*/configuration_*.py")
     return {kind: file.parent for file in files for kind in MODEL_TYPE.findall(file.read_text(encoding="utf-8"))}
+
+
+def _parsed(part: str, whole: str) -> ast.AST:
+    """The part of a file, or all of it where the part cannot be read alone (a string whose lines look like code)."""
+    try:
+        return ast.parse(part)
+    except SyntaxError:
+        return ast.parse(whole)
 
 
 def _uses(node: ast.AST, owner: str | None) -> Iterator[WeightUse]:
