@@ -31,6 +31,7 @@ from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hash
 from kquant_cli.calibration import import_early, statistics_path
 from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.compress.efforts import tuning_budget
+from kquant_cli.compress.kept_dense import names_of
 from kquant_cli.compress.kept_files import kept_beside
 from kquant_cli.compress.output import check_output, is_taken, needed_bytes, ready, require_replaceable, require_same
 from kquant_cli.compress.plan import Job, Plan, describe_texts
@@ -89,7 +90,7 @@ def compress(
             return False
         with kept_beside(out, folder) as inside:
             prepared = prepare(plan, inside, identity["source"]["sha256"], device=device, stage=stage, say=say)
-        plan = prepared.plan
+        plan = _with_infinite(prepared.plan, say)
         staging = Staging(out, " ".join([identity["fingerprint"], prepared.digest(), *versions.values()]))
         if staging.discarded:
             say(f"discarded unfinished work in {staging.folder}, which was of other settings or weights")
@@ -142,6 +143,15 @@ def _identity(plan: Plan) -> dict[str, Any]:
     text = json.dumps(identity, sort_keys=True)
     source = {"name": plan.checkpoint.name, "revision": plan.checkpoint.revision, "sha256": content}
     return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, "source": source}
+
+
+def _with_infinite(plan: Plan, say: Callable[[str], None]) -> Plan:
+    """The plan with a note on the dense tensors that hold infinities."""
+    if not plan.checkpoint.infinite:
+        return plan
+    note = f"kept bit for bit with entries that are infinite: {names_of(sorted(plan.checkpoint.infinite))}"
+    say(f"note: {note}")
+    return replace(plan, notes=(*plan.notes, note))
 
 
 def _versions(device: torch.device | str) -> dict[str, str]:

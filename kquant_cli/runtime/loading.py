@@ -14,9 +14,9 @@ from kquant_cli.devices import resolve_device
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.device_map import DeviceMap
 from kquant_cli.hf.loading import LoadedModel, load_complete, load_dense, or_sentence, require_complete, settle
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 from kquant_cli.runtime.decoded_model import load_decoded
 from kquant_cli.runtime.folder_check import verify_folder
-from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
 from kquant_cli.runtime.quantizer import is_from_bundle, register
 
 

@@ -94,7 +94,7 @@ class KashinQuantizer(HfQuantizer):
         from kquant_cli.runtime.tied_modules import FixedVocabulary
 
         put_dense_first(model)
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        ends = (model.get_output_embeddings(), _input_embeddings(model))
         if any(isinstance(end, EncodedWeight) for end in ends):
             model.__dict__["resize_token_embeddings"] = FixedVocabulary(model)
         devices = set()
@@ -126,6 +126,14 @@ class KashinQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Codes have no gradients."""
         return False
+
+
+def _input_embeddings(model: PreTrainedModel) -> Any:
+    """None where the model reads no tokens: transformers' classes for sounds and images raise then."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def register() -> None:

@@ -19,7 +19,7 @@ from torch import nn
 import kquant_cli
 from kquant_cli.errors import KQuantError
 from kquant_cli.runtime import KashinLinear, load, load_model
-from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 from kquant_cli.runtime.replace_layers import kashin_layers
 
 CAUSAL = ["opt", "opt_projected", "gpt2", "gpt_neox", "llama", "qwen3", "gemma"]
@@ -493,3 +493,40 @@ def test_the_quantiser_is_registered_in_either_order(first: str, then: str, prin
 def test_public_names() -> None:
     assert kquant_cli.load is load
     assert kquant_cli.KashinLinear is KashinLinear
+
+
+def test_names_that_the_model_does_not_have_are_refused_and_never_filled_with_chance(
+    llama: Path, tmp_path: Path
+) -> None:
+    """transformers itself would warn, and go on with random blocks."""
+    folder = copy_of(llama, tmp_path / "renamed")
+    config, (file,) = json.loads((folder / "config.json").read_text()), folder.glob("*.safetensors")
+    tensors = {name.replace("layers.1.", "stack.1."): tensor for name, tensor in load_file(file).items()}
+    for old in (file, folder / "model.safetensors.index.json"):
+        old.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(config["quantization_config"]).replace("layers.1.", "stack.1.")
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": json.loads(text)}))
+    said = (
+        r"LlamaForCausalLM has no module for the encoded matrix 'model\.stack\.1\.mlp\.down_proj', "
+        r"and the bundle has no tensor for its 'model\.layers\.1\."
+    )
+    with pytest.raises(KQuantError, match=said):
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_model_that_reads_no_tokens(tmp_path: Path) -> None:
+    """WavLM hears sounds: transformers has no input embedding to give, and raises where it is asked for one."""
+    config = transformers.WavLMConfig(
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        **{"conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3)},
+        **{"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
+    )
+    transformers.WavLMModel(config).save_pretrained(tmp_path / "source")
+    bundle = compress(tmp_path / "source", tmp_path / "bundle")
+    sound = torch.randn(1, 800, generator=torch.Generator().manual_seed(0))
+    twin = twin_of(bundle, "AutoModel")
+    with torch.no_grad():
+        found, expected = (m(sound).last_hidden_state for m in (load(bundle, "encoder", dtype="float32"), twin))
+    assert len(list(kashin_layers(load(bundle, "encoder")))) == 6
+    assert relative(found, expected) < ROUNDED

@@ -19,7 +19,7 @@ from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.loading import LoadedModel
 from kquant_cli.runtime import load_model, loading, running_dtype
-from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 
 CAUSAL = ["opt", "opt_projected", "gpt2", "gpt_neox", "llama", "gemma", "mixtral"]
 
