@@ -1,6 +1,6 @@
 """The kinds of hostility of scripts/torture.py, one file each."""
 
-from torture_kinds import faults, kills, limits, pairs, source
+from torture_kinds import bundles, checkpoints, faults, kills, limits, names, pairs, settings, source
 
 ALL = (
     kills.KILLS,
@@ -10,5 +10,9 @@ ALL = (
     limits.DISK,
     pairs.KIND,
     source.KIND,
+    bundles.KIND,
+    checkpoints.KIND,
+    settings.KIND,
+    names.KIND,
 )
 KINDS = {kind.name: kind for kind in ALL}

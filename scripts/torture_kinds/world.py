@@ -73,7 +73,11 @@ class World:
 
     def begin(self, scenario: Scenario, folder: Path) -> Tree:
         """Copy the start of a scenario to `folder`; what is there then."""
-        copy(self.start(scenario.start), folder)
+        return self.begin_with(scenario.start, folder)
+
+    def begin_with(self, start: str, folder: Path) -> Tree:
+        """Copy the start of that name to `folder`; what is there then."""
+        copy(self.start(start), folder)
         return tree(folder)
 
     def source(self, kind: str) -> Path:
@@ -124,6 +128,7 @@ def make_world(folder: Path) -> World:
         world.begin(scenario, end)
         require(run(kquant(*scenario.args), end))
         world.ends[name] = tree(end)
+    require(run(lambda: _keep_values(world), world.start("empty")))
     for name in HOSTILE:
         for how in ("halves", "reads"):
             world.calls[name, how] = world.count_calls(SCENARIOS[name], how)
@@ -148,6 +153,18 @@ def _make_starts(world: World) -> None:
             run(kquant("compress", "source", "-o", "out", *flags), start, inside=killing(start, Log(), half))
         else:
             require(run(kquant("compress", "source", "-o", "out", *flags), start))
+
+
+def _keep_values(world: World) -> None:
+    """Write what the bundle gives where it is whole, `values/`: its tensors, and the logits of IDS."""
+    import kquant_cli
+    from kquant_cli.bundle import open_bundle
+
+    (world.folder / "values").mkdir()
+    torch.save(dict(open_bundle("bundle").tensors()), world.folder / "values" / "tensors.pt")
+    with torch.inference_mode():
+        logits = kquant_cli.load("bundle")(torch.tensor([IDS])).logits
+    torch.save(logits.clone(), world.folder / "values" / "logits.pt")
 
 
 def killing(folder: Path, log: Log, number: int) -> Work:
