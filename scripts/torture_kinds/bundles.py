@@ -10,7 +10,7 @@ from torture_kinds.damage import damage
 from torture_kinds.judge import BadError, Tree, is_right, require_equal, require_untouched, tree
 from torture_kinds.kind import Case, Kind
 from torture_kinds.process import Work, kquant, run
-from torture_kinds.world import IDS, copy
+from torture_kinds.world import IDS
 
 WAYS = {"open": 3, "load": 2, "from_pretrained": 2, "inspect": 2, "decompress": 4}
 NO_VALUES = {"inspect"}  # shows what the manifest says, which nothing else says again
@@ -29,10 +29,8 @@ def _case(case: Case) -> str:
     what = f"{way} of a bundle with {words}" + (", signed anew" if signed else "")
     if "other values" in outcome.err:
         raise BadError(f"{what}: gives other values")
-    if way == "from_pretrained" and outcome.code == 1 and not outcome.late:  # transformers says so in its own ways
-        right = False
-    else:
-        right = is_right(outcome, what)
+    in_its_own_words = way == "from_pretrained" and outcome.code == 1 and not outcome.late  # in transformers'
+    right = not in_its_own_words and is_right(outcome, what)
     found = tree(case.folder)
     require_untouched(found, before, "out", what)
     if way == "decompress" and right and not free:
@@ -50,7 +48,7 @@ def work(way: str, values: Path, free: bool) -> Work:
 
         from kquant_cli.bundle import open_bundle
 
-        found = {name: tensor for name, tensor in open_bundle("bundle").tensors()}
+        found = dict(open_bundle("bundle").tensors())
         expected = torch.load(values / "tensors.pt")
         if not free and not (found.keys() == expected.keys() and all(found[n].equal(t) for n, t in expected.items())):
             raise RuntimeError("other values")
@@ -116,7 +114,7 @@ def _dense(found: Tree) -> Tree:
 
 KIND = Kind(
     "bundles",
-    "a bundle with a damaged structure (types, sizes, names that lead outside, NaN, nesting, doubled keys, other weights, "
-    "links, devices; with digests that fit, too) or bytes, that is opened, loaded, inspected or decompressed",
+    "a bundle with a damaged structure (types, sizes, names that lead outside, NaN, nesting, doubled keys, other "
+    "weights, links, devices; with digests that fit, too) or bytes, that is opened, loaded, inspected or decompressed",
     _case,
 )

@@ -76,9 +76,7 @@ class Calls:
 
     def is_ours(self, path: str | bytes, folder: int = -1) -> bool:
         """Whether a path (below the open `folder`, if there is one) is below the folder that is watched."""
-        base = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else os.getcwd()
-        whole = os.path.normpath(os.path.join(base, os.fsdecode(path)))
-        return whole.startswith(self.folder + os.sep)
+        return os.path.normpath(_whole(path, folder)).startswith(self.folder + os.sep)
 
     def call(self, name: str, path: Any) -> str | None:
         """Before a call: number it and strike."""
@@ -104,8 +102,7 @@ class Calls:
         elif event in CHANGING and not isinstance(args[0], int):
             folder = args[-1] if event in {"os.remove", "os.rmdir", "os.mkdir", "os.rename"} else -1
             if self.is_ours(args[0], folder):
-                base = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else ""
-                self.call(event, os.path.join(base, os.fsdecode(args[0])))
+                self.call(event, _whole(args[0], folder))
         elif event in LOCKING:
             self._by_number(event, args[0])
 
@@ -118,9 +115,15 @@ class Calls:
 
     def _by_number(self, name: str, fd: Any) -> None:
         """A call on an open file."""
-        path = os.readlink(f"/proc/self/fd/{fd if isinstance(fd, int) else fd.fileno()}")
+        path = _whole("", fd if isinstance(fd, int) else fd.fileno())
         if self.is_ours(path):
             self.call(name, path)
+
+
+def _whole(path: str | bytes, folder: int = -1) -> str:
+    """A path below the open folder of that number, or below the current one; "" is the folder (or open file) itself."""
+    base = Path(f"/proc/self/fd/{folder}").readlink() if folder >= 0 else Path.cwd()
+    return str(base / os.fsdecode(path))
 
 
 def _open(calls: Calls, file: Any, mode: str, buffering: int = -1, *text: Any, **named: Any) -> Any:

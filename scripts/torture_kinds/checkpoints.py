@@ -107,7 +107,7 @@ def _require_whole(folder: Path, what: str, *, tuned: bool) -> None:
 
 KIND = Kind(
     "checkpoints",
-    "a checkpoint (one file, shards, `.bin`) with such damage, with pickles that run commands, with chat templates that "
-    "never end, that is planned, compressed, or writes text",
+    "a checkpoint (one file, shards, `.bin`) with such damage, with pickles that run commands, with chat templates "
+    "that never end, that is planned, compressed, or writes text",
     _case,
 )

@@ -14,10 +14,10 @@ from torture_kinds.damage_values import CONTROL_NAMES, damaged_json
 def damage(folder: Path, draw: random.Random, other_weights: Path) -> str:
     """Damage one thing in `folder`; what it was, in words. `other_weights`: a safetensors file with other values."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    jsons = [path for path in files if path.suffix == ".json" and path.name != "tokenizer.json" or draw.random() < 0.1]
-    jsons = [path for path in jsons if path.suffix == ".json"]
+    jsons = [path for path in files if path.suffix == ".json"]
+    jsons = [path for path in jsons if path.name != "tokenizer.json" or draw.random() < 0.3]  # it is most of the bytes
     tensors = [path for path in files if path.suffix == ".safetensors"]
-    ways = [(0.45, jsons, _json), (0.25, tensors, _header), (0.18, files, _bytes), (0.12, files, _entry)]
+    ways = [(0.4, jsons, _json), (0.22, tensors, _header), (0.18, files, _bytes), (0.2, files, _entry)]
     ways = [way for way in ways if way[1]]
     (_, choices, way), *_ = draw.choices(ways, [weight for weight, _, _ in ways])
     file = draw.choice(choices)
@@ -74,7 +74,18 @@ def _entry(file: Path, draw: random.Random, other_weights: Path) -> str:
     """Remove or replace the file as a whole, or put another one beside it."""
     canary, folder = file.parent.parent / "bystanders" / "canary", file.parent
     way = draw.choice(
-        ("removed", "link", "link to canary", "link to device", "loop", "folder", "pipe", "exchanged", "weights", "extra")
+        (
+            "removed",
+            "link",
+            "link to canary",
+            "link to device",
+            "loop",
+            "folder",
+            "pipe",
+            "exchanged",
+            "weights",
+            "extra",
+        )
     )
     if way in ("removed", "link", "link to canary", "link to device", "loop", "folder", "pipe"):
         content = file.read_bytes()
@@ -114,10 +125,10 @@ def _exchange(first: Path, second: Path) -> str:
 def _add(folder: Path, draw: random.Random) -> str:
     """Put something beside the files that does not belong there."""
     names = [".env", "adapter_config.json", "results", "tokenizer.model", "kquant.json.part", "modeling_x.py"]
-    name = draw.choice(names + [n for n in CONTROL_NAMES if len(n) < 200 and n != "\ud800" and not (folder / n).exists()])
+    name = draw.choice(names + [name for name in CONTROL_NAMES if len(name) < 200 and name != "\ud800"])
     path = folder / name
     if path.exists():
-        return f"{ascii(name)} is there already"
+        return f"{name!a} is there already"
     way = draw.choice(("file", "folder", "pipe", "link"))
     if way == "file":
         path.write_text(draw.choice(("{}", "secret", "")))
@@ -128,4 +139,4 @@ def _add(folder: Path, draw: random.Random) -> str:
         os.mkfifo(path)
     else:
         path.symlink_to(draw.choice(("/dev/zero", "/etc/hostname", "nowhere", "..", "/")))
-    return f"{ascii(name)} beside it, a {way}"
+    return f"{name!a} beside it, a {way}"

@@ -7,7 +7,8 @@ import random
 from typing import Any
 
 CONTROL_NAMES = ["\x1b]0;owned\x07", "a\nb", "a\x1b[2Jb", "\u202egnp.exe", "\ud800", "\x9b31m", "x" * 5000, " ", "-rf"]
-OUTSIDE = ["../canary", "../../canary", "/etc/hostname", "C:\\x", "..\\canary", "a/../../canary", "./x", "a\0b", "", "."]
+OUTSIDE = ["../bystanders/canary", "../out.txt", "../../canary", "/etc/hostname", "C:\\x", "..\\canary", "a/../../x"]
+OUTSIDE += ["./x", "a\0b", ""]
 NUMBERS = [-1, 0, 1, 2, 3, 7, 255, 65536, 10**9, 2**31, 2**32, 2**63, 2**64, 10**30, 0.5, -0.0, 1e-320, 1e308]
 ODD = [None, True, False, [], {}, [[]], [None], {"": None}, float("nan"), float("inf"), float("-inf")]
 RAW = {  # what json.dumps would not write, by what stands for it
@@ -42,10 +43,10 @@ def damaged_json(text: str, draw: random.Random) -> tuple[bytes, str]:
 
 def _damaged(document: Any, draw: random.Random) -> tuple[Any, str]:
     """A document with one entry changed, removed, added or renamed."""
-    places = list(_places(document))
-    if not places:
+    found = _place(document, draw)
+    if found is None:
         return hostile(draw), "all of it is another value"
-    holder, key = draw.choice(places)
+    holder, key = found
     way = draw.choice(("value", "value", "near", "near", "remove", "rename", "add", "swap"))
     old = holder[key]
     if way == "near" and type(old) in (int, float):
@@ -64,7 +65,7 @@ def _damaged(document: Any, draw: random.Random) -> tuple[Any, str]:
             holder.append(hostile(draw))
         return document, f"one more beside {key!r}: {_short(name)}"
     elif way == "swap":
-        other, place = draw.choice(places)
+        other, place = _place(document, draw) or found
         holder[key], other[place] = json.loads(json.dumps(other[place])), json.loads(json.dumps(old))
         return document, f"{key!r} and {place!r} are exchanged"
     else:
@@ -73,14 +74,13 @@ def _damaged(document: Any, draw: random.Random) -> tuple[Any, str]:
     return document, f"{key!r} is {now} instead of {_short(old)}"
 
 
-def _places(value: Any) -> Any:
-    """Every entry of the containers within each other: container and key."""
-    waiting = [value]
-    while waiting:
-        holder = waiting.pop()
-        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder))) if isinstance(holder, list) else []
-        yield from ((holder, key) for key in keys)
-        waiting += [holder[key] for key in keys]
+def _place(document: Any, draw: random.Random) -> tuple[Any, Any] | None:
+    """An entry of the containers within each other: container and key; the higher up, the likelier."""
+    holder, found = document, None
+    while isinstance(holder, dict | list) and holder and (found is None or draw.random() < 0.65):
+        key = draw.choice(list(holder)) if isinstance(holder, dict) else draw.randrange(len(holder))
+        found, holder = (holder, key), holder[key]
+    return found
 
 
 def _damaged_text(text: str, draw: random.Random) -> tuple[bytes, str]:

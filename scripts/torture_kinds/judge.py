@@ -28,7 +28,7 @@ def tree(folder: Path) -> Tree:
     for entry in _walk(folder):
         name, mode = os.path.relpath(entry, folder), entry.lstat().st_mode
         if stat.S_ISLNK(mode):
-            found[name] = f"link to {os.readlink(entry)}"
+            found[name] = f"link to {entry.readlink()}"
         elif stat.S_ISREG(mode):
             found[name] = b"" if name.endswith("/run.json") else entry.read_bytes()
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 from pathlib import Path
@@ -30,7 +29,7 @@ NAMES = [
     "[red]markup[/red]",
     "[/]",
     "%s{}{0}",
-    "a:b*?\"<>|",
+    'a:b*?"<>|',
     "back\\slash",
     "carriage\rreturn",
     "e\u0301" * 20,
@@ -41,7 +40,18 @@ NAMES = [
     "...",
 ]
 FORBIDDEN = ("\x1b]", "\x07", "\x1b[2J", "\x9b", "\u202e", "\u2066")  # of NAMES, which no progress bar uses
-PLACES = ("model folder", "output folder", "file", "tensor", "matrix", "shard", "metadata", "config", "settings", "prompt")
+PLACES = (
+    "model folder",
+    "output folder",
+    "file",
+    "tensor",
+    "matrix",
+    "shard",
+    "metadata",
+    "config",
+    "settings",
+    "prompt",
+)
 
 
 def _case(case: Case) -> str:
@@ -54,7 +64,7 @@ def _case(case: Case) -> str:
         commands, output = _commands(case.folder, name, place)
     except OSError:  # the file system has no such name
         return "refused"
-    what = f"{place} named {ascii(name[:40])}"
+    what = f"{place} named {name[:40]!a}"
     end = "right"
     for args in commands:
         before = tree(case.folder)
@@ -62,13 +72,13 @@ def _case(case: Case) -> str:
         if terminal:
             said = outcome.out + outcome.err
             if found := next((part for part in FORBIDDEN if part in said), None):
-                raise BadError(f"{args[0]} on a terminal, {what}: prints {ascii(found)}")
+                raise BadError(f"{args[0]} on a terminal, {what}: prints {found!a}")
             if outcome.code not in (0, 2) or "Traceback" in said:
                 raise BadError(f"{args[0]} on a terminal, {what}: ends with {outcome.code}: {said[-300:]!r}")
             right = outcome.code == 0
         else:
             right = is_right(outcome, f"{args[0]}, {what}")
-        require_untouched(tree(case.folder), before, os.path.basename(output) if args[0] == "compress" else "dense", what)
+        require_untouched(tree(case.folder), before, output if args[0] == "compress" else "dense", what)
         if not right:
             end = "refused"
             break
@@ -91,7 +101,9 @@ def _commands(folder: Path, name: str, place: str) -> tuple[list[tuple[str, ...]
         _as_shard(folder / "source", f"{name}.safetensors")
     elif place == "config":
         file = folder / "source" / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": name, "model_type": name, name: name}))
+        file.write_text(
+            json.dumps({**json.loads(file.read_text()), "_name_or_path": name, "model_type": name, name: name})
+        )
     elif place == "settings":
         (folder / "settings.yaml").write_text(json.dumps({"exclude": [name], name: name}))
     compress = ("compress", source, "-o", out, *QUICK)

@@ -39,7 +39,9 @@ def _pair(case: Case) -> str:
     second = Running(kquant(*scenarios[1].args), case.folder)
     what = f"{names[0]} and, {offset:.2f} s later, {names[1]}"
     outcomes = [first.wait(), second.wait()]
-    well = [is_right(outcome, f"{what}: the {place}") for outcome, place in zip(outcomes, ("first", "second"), strict=True)]
+    well = [
+        is_right(outcome, f"{what}: the {place}") for outcome, place in zip(outcomes, ("first", "second"), strict=True)
+    ]
     if not any(well):
         raise BadError(f"{what}: both are refused: {outcomes[0].err[-200:]!r}, {outcomes[1].err[-200:]!r}")
     for other, outcome, ended_well in zip(reversed(outcomes), outcomes, well, strict=True):

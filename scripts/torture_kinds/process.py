@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -51,7 +52,9 @@ def kquant(*args: object) -> Work:
     return work
 
 
-def run(work: Work, folder: Path, *, inside: Work = lambda: None, limit: float = HANGS, terminal: bool = False) -> Outcome:
+def run(
+    work: Work, folder: Path, *, inside: Work = lambda: None, limit: float = HANGS, terminal: bool = False
+) -> Outcome:
     """`work` in the current folder `folder`, after `inside` in the same process; killed after `limit` seconds."""
     return Running(work, folder, inside, terminal).wait(limit)
 
@@ -119,10 +122,8 @@ class Running:
 
 def _kill(leader: int) -> None:
     for kill in (os.killpg, os.kill):
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             kill(leader, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
 
 
 def _child(work: Work, folder: Path, inside: Work) -> NoReturn:
@@ -130,7 +131,7 @@ def _child(work: Work, folder: Path, inside: Work) -> NoReturn:
     try:
         os.setsid()
         atexit._clear()  # the parent's
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, buffering=1)  # noqa: PTH123, SIM115
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
         os.chdir(folder)
         tempfile.tempdir = None
         resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESS_SPACE, resource.RLIM_INFINITY))

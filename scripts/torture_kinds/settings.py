@@ -11,6 +11,7 @@ from torture_kinds.kind import Case, Kind
 from torture_kinds.process import kquant, run
 from torture_kinds.world import copy
 
+PLAIN = b"encoder: annealed\nbits: 4\nexclude: ['*.q_proj']\nlayers:\n- {match: '*.k_proj', bits: 3}\n"
 TEXTS = [
     "a: &a [x, x, x, x, x, x, x, x, x]\n"
     + "\n".join(f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]" for i in range(9))
@@ -45,8 +46,8 @@ TEXTS = [
     "on_no_convergence: uniform:" + "9" * 6000 + "\n",
     "calibration: ../source/config.json\n",
     "calibration: /dev/zero\n",
-    "encoder: \"\\e]0;owned\\a\"\n",
-    "\"\\e]0;owned\\a\": 3\n",
+    'encoder: "\\e]0;owned\\a"\n',
+    '"\\e]0;owned\\a": 3\n',
 ]
 
 
@@ -58,7 +59,9 @@ def _case(case: Case) -> str:
     (case.folder / "settings.yaml").write_bytes(content)
     flags = ("--calibration", "none") if case.draw.random() < 0.8 or b"bits" in content else ()
     before = tree(case.folder)
-    outcome = run(kquant("compress", "source", "-o", "out", "--dry-run", "--config", "settings.yaml", *flags), case.folder)
+    outcome = run(
+        kquant("compress", "source", "-o", "out", "--dry-run", "--config", "settings.yaml", *flags), case.folder
+    )
     what = f"settings {words}"
     right = is_right(outcome, what)
     found = tree(case.folder)
@@ -75,7 +78,7 @@ def _settings(case: Case) -> tuple[bytes, str]:
         text = TEXTS[case.number]
         return text.encode(), ascii(text[:80])
     if draw.random() < 0.15:
-        data = bytearray((case.folder / "source" / "config.json").read_bytes() if draw.random() < 0.2 else _plain().encode())
+        data = bytearray(PLAIN)
         place = draw.randrange(len(data))
         data[place : place + draw.choice((0, 1, 10))] = draw.randbytes(draw.choice((1, 10)))
         return bytes(data), f"with other bytes at {place}"
@@ -89,10 +92,6 @@ def _settings(case: Case) -> tuple[bytes, str]:
     for name, raw in RAW.items():
         text = text.replace(json.dumps(name), raw)
     return text.encode(), ascii(text[:120])
-
-
-def _plain() -> str:
-    return "encoder: annealed\nbits: 4\nexclude: ['*.q_proj']\nlayers:\n- {match: '*.k_proj', bits: 3}\n"
 
 
 KIND = Kind(

@@ -43,7 +43,9 @@ def _changed(case: Case) -> str:
     if file != "model.safetensors":  # as long, and still what it should be
         other = case.folder.parent / f"{case.folder.name}-{file}"
         content = (case.world.source("one") / file).read_bytes()
-        other.write_bytes(content.replace(b'"w90": 90', b'"w9O": 90').replace(b'"pad_token_id": 2', b'"pad_token_id": 1'))
+        other.write_bytes(
+            content.replace(b'"w90": 90', b'"w9O": 90').replace(b'"pad_token_id": 2', b'"pad_token_id": 1')
+        )
     before = case.world.begin(scenario, case.folder)
     log, struck = Log(), Log()
 

@@ -52,7 +52,9 @@ SCENARIOS = {
         compressing("compress on own text", OWN),
         compressing("compress to an average of bits", AVERAGE),
         Scenario("decompress", ("decompress", "bundle", "-o", "out"), "out", "empty"),
-        Scenario("decompress with --overwrite", ("decompress", "bundle", "-o", "out", "--overwrite"), "out", "dense there"),
+        Scenario(
+            "decompress with --overwrite", ("decompress", "bundle", "-o", "out", "--overwrite"), "out", "dense there"
+        ),
         Scenario("decompress to float16", ("decompress", "bundle", "-o", "out", "--dtype", "float16"), "out", "empty"),
     )
 }
