@@ -31,7 +31,7 @@ def _judged(case: Case, scenario_name: str, inside: Work, when: str) -> str:
 
 def _memory(case: Case) -> str:
     name = case.draw.choice(HOSTILE)
-    more = int(2 ** case.draw.uniform(22, 28))  # 4 to 256 MiB beyond what the process has at the start
+    more = int(2 ** case.draw.uniform(24, 28.5))  # 16 to 360 MiB beyond what the process has at the start
 
     def inside() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -99,7 +99,7 @@ def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
             subprocess.run(["rm", "-r", folder], check=True)
 
 
-MEMORY = Kind("memory", "address space for 4 to 256 MiB beyond what the process begins with", _memory)
+MEMORY = Kind("memory", "address space for 16 to 360 MiB beyond what the process begins with", _memory)
 DISK = Kind(
     "disk", "files limited to 1 byte to 256 KiB; a disk of 0.4 to 1.4 MB; standard output on a full device", _disk
 )
