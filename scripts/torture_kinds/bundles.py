@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
+from torture_kinds.attacks import ATTACKS, sign
 from torture_kinds.damage import damage
 from torture_kinds.judge import BadError, Tree, is_right, require_equal, require_untouched, tree
 from torture_kinds.kind import Case, Kind
@@ -18,10 +17,7 @@ NO_VALUES = {"inspect"}  # shows what the manifest says, which nothing else says
 
 def _case(case: Case) -> str:
     case.world.begin_with("empty", case.folder)
-    bundle = case.folder / "bundle"
-    words = damage(bundle, case.draw, case.world.source("other") / "model.safetensors")
-    signed = case.draw.random() < 0.4 and _sign(bundle)
-    way = case.draw.choices(list(WAYS), list(WAYS.values()))[0]
+    words, signed, way = _damage(case, case.folder / "bundle", case.world.folder / "values" / "altered.safetensors")
     before = tree(case.folder)
     # another bundle, in fact: it has no right answer; and of equal sizes transformers' own loading asks no digest
     free = signed or way in NO_VALUES or (way == "from_pretrained" and "safetensors: bytes" in words)
@@ -38,6 +34,19 @@ def _case(case: Case) -> str:
     if not right and any(name.startswith("out") and name != "out.txt" for name in found):
         raise BadError(f"{what}: is refused, and leaves {sorted(n for n in found if n.startswith('out'))[:3]}")
     return "right" if right else "refused"
+
+
+def _damage(case: Case, bundle: Path, other_weights: Path) -> tuple[str, bool, str]:
+    """What is damaged, whether the manifest's digests fit it, and the way of reading: first each attack in each way."""
+    attack, way = divmod(case.number, len(WAYS))
+    if attack < len(ATTACKS):
+        words = list(ATTACKS)[attack]
+        ATTACKS[words](bundle, other_weights)
+        signs = "weights" not in words  # these are to change nothing, or to be refused
+        return words, signs and sign(bundle), list(WAYS)[way]
+    words = damage(bundle, case.draw, other_weights)
+    signed = case.draw.random() < 0.4 and sign(bundle)
+    return words, signed, case.draw.choices(list(WAYS), list(WAYS.values()))[0]
 
 
 def work(way: str, values: Path, free: bool) -> Work:
@@ -59,6 +68,7 @@ def work(way: str, values: Path, free: bool) -> Work:
 
         import kquant_cli
 
+        transformers.logging.set_verbosity_error()  # it reports in bold letters
         if way == "load":
             model = kquant_cli.load("bundle")
         else:
@@ -90,21 +100,6 @@ def refusing(call: Work) -> Work:
             sys.exit(2)
 
     return work
-
-
-def _sign(bundle: Path) -> bool:
-    """Have the manifest say the sizes and digests of the files as they are now, as one who means harm would."""
-    manifest = bundle / "kquant.json"
-    try:
-        values = json.loads(manifest.read_text())
-        for name in values["files"]:
-            if (bundle / name).is_file() and "zero" not in str((bundle / name).resolve()):
-                content = (bundle / name).read_bytes()
-                values["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        manifest.write_text(json.dumps(values, indent=1))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
-    return True
 
 
 def _dense(found: Tree) -> Tree:

@@ -158,7 +158,10 @@ def _make_starts(world: World) -> None:
 
 
 def _keep_values(world: World) -> None:
-    """Write what the bundle gives where it is whole, `values/`: its tensors, and the logits of IDS."""
+    """Write what the bundle gives where it is whole, `values/`: its tensors, and the logits of IDS.
+
+    And `altered.safetensors`, a file of weights as the bundle's, with other values.
+    """
     import kquant_cli
     from kquant_cli.bundle import open_bundle
 
@@ -167,6 +170,10 @@ def _keep_values(world: World) -> None:
     with torch.inference_mode():
         logits = kquant_cli.load("bundle")(torch.tensor([IDS])).logits
     torch.save(logits.clone(), world.folder / "values" / "logits.pt")
+    data = next(Path("bundle").glob("*.safetensors")).read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    altered = data[:begin] + bytes(byte ^ 1 for byte in data[begin:])
+    (world.folder / "values" / "altered.safetensors").write_bytes(altered)
 
 
 def killing(folder: Path, log: Log, number: int) -> Work:
