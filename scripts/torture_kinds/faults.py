@@ -6,8 +6,7 @@ import errno
 import os
 
 from torture_kinds.calls import Log
-from torture_kinds.judge import is_right, require_equal, require_untouched, tree
-from torture_kinds.kills import require_right_end
+from torture_kinds.kills import judged
 from torture_kinds.kind import Case, Kind
 from torture_kinds.process import kquant, run
 from torture_kinds.world import HOSTILE, SCENARIOS, watching
@@ -34,12 +33,7 @@ def _fault(case: Case) -> str:
 
     outcome = run(kquant(*scenario.args), case.folder, inside=watching(case.folder, log, "reads", strike))
     when = f"{fault} at {struck.last}" + (" and after" if on else "")
-    if is_right(outcome, f"{scenario.name} with {when}"):
-        require_equal(tree(case.folder), case.world.ends[scenario.name], f"{scenario.name} with {when}")
-        return "right"
-    require_untouched(tree(case.folder), before, scenario.output, f"{scenario.name} with {when}")
-    require_right_end(case, scenario, when)
-    return "refused"
+    return judged(case, scenario, outcome, before, when)
 
 
 KIND = Kind(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torture_kinds.calls import Log
-from torture_kinds.judge import BadError, Tree, difference, is_right, require_equal, tree
+from torture_kinds.judge import BadError, Tree, difference, is_right, require_equal, require_untouched, tree
 from torture_kinds.kind import Case, Kind
-from torture_kinds.process import kquant, run
+from torture_kinds.process import Outcome, kquant, run
 from torture_kinds.world import HOSTILE, SCENARIOS, Scenario, World, killing
 
 LONGEST = 1.5  # seconds until a random kill
@@ -25,6 +25,20 @@ def require_right_end(case: Case, scenario: Scenario, when: str) -> str:
         sentence = outcome.err.strip().splitlines()[-1]
         raise BadError(f"{scenario.name} after {when} is refused ({sentence[:160]}), and {why}")
     return "refused"
+
+
+def judged(case: Case, scenario: Scenario, outcome: Outcome, before: Tree, when: str) -> str:
+    """Judge a run that was disturbed; whether it ended well or was refused, the same command then ends right.
+
+    What it could not remove at its end may be left, if the next run removes it.
+    """
+    right = is_right(outcome, f"{scenario.name} with {when}")
+    found = tree(case.folder)
+    if right and found == case.world.ends[scenario.name]:
+        return "right"
+    require_untouched(found, before, scenario.output, f"{scenario.name} with {when}")
+    require_right_end(case, scenario, when)
+    return "right" if right else "refused"
 
 
 def _cases(world: World) -> list[tuple[Scenario, int]]:

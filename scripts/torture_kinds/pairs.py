@@ -25,7 +25,7 @@ PAIRS = [  # all start from the first one's start
     ("decompress", "decompress to float16"),
     ("decompress with --overwrite", "decompress with --overwrite"),
 ]
-FOUND = re.compile(r"other settings|exists")  # by one that came when all was done
+FOUND = re.compile(r"other settings|exists|is not a kquant bundle")  # by one that came when all was done
 
 
 def _pair(case: Case) -> str:
