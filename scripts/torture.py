@@ -112,8 +112,8 @@ def run_kind(kind: Kind, world: World, numbers: Iterator[int], seed: int, end: f
 
     # the workers are copies of this process, which has everything imported and no other thread
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), given.append, (world,)) as pool:
-        for number in numbers:
-            if time.monotonic() > end:
+        for place, number in enumerate(numbers):
+            if time.monotonic() > end and place >= jobs:  # a few of each kind, however late it is
                 break
             pending[pool.submit(run_case, kind.name, seed, number)] = number
             if len(pending) > jobs:

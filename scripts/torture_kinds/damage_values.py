@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from copy import deepcopy
 from typing import Any
 
 CONTROL_NAMES = ["\x1b]0;owned\x07", "a\nb", "a\x1b[2Jb", "\u202egnp.exe", "\ud800", "\x9b31m", "x" * 5000, " ", "-rf"]
@@ -24,7 +25,7 @@ TEXTS = ("twice", "cut", "byte order mark", "utf-16", "comma", "comment", "nul",
 
 def hostile(draw: random.Random) -> Any:
     """A value that is most likely of the wrong type, size or meaning."""
-    return draw.choice(draw.choice((CONTROL_NAMES, OUTSIDE, NUMBERS, ODD, list(RAW))))
+    return deepcopy(draw.choice(draw.choice((CONTROL_NAMES, OUTSIDE, NUMBERS, ODD, list(RAW)))))  # may be changed later
 
 
 def damaged_json(text: str, draw: random.Random) -> tuple[bytes, str]:
