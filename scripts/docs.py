@@ -25,6 +25,8 @@ from paper import tables
 from quality_tables import at_equal_bits, calibrated, calibrated_at_equal_bits, compared, errors, kinds
 from results import RESULTS
 from runtime_tables import products, runtime
+from torture_table import kinds as torture_kinds
+from torture_table import torture
 
 from kquant_cli.cli import app
 
@@ -60,12 +62,14 @@ MEASURED: Blocks = {
 }
 FORMAT: Blocks = {"grids": ("", grids)}
 METHOD: Blocks = {"head-bits": ("head-bits.json", head_bits)}
+TRUST: Blocks = {"torture-kinds": ("torture.json", torture_kinds), "torture": ("torture.json", torture)}
 DOCUMENTS: dict[Path, Blocks] = {
     ROOT / "README.md": README,
     ROOT / "docs" / "guide.md": GUIDE,
     ROOT / "docs" / "results.md": MEASURED,
     ROOT / "docs" / "format.md": FORMAT,
     ROOT / "docs" / "method.md": METHOD,
+    ROOT / "docs" / "trust.md": TRUST,
     ROOT / "scripts" / "paper" / "README.md": tables.BLOCKS,
 }
 MARKER = re.compile(r"^<!-- ([\w-]+) -->$", re.MULTILINE)
