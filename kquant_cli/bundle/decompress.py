@@ -43,7 +43,8 @@ def write_dense(bundle: Bundle, out: Path, dtype: torch.dtype | None = None, *, 
             config = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": str(dtype).split(".")[1]}
         write_json(folder / CONFIG, config)
         ours = {CONFIG, INDEX, *(info.file.name for info in bundle.infos.values())}
-        copy_files(bundle.path, [Path(name) for name in bundle.manifest["files"] if name not in ours], folder)
+        others = {name: facts["sha256"] for name, facts in bundle.manifest["files"].items() if name not in ours}
+        copy_files(bundle.path, map(Path, others), folder, others)
         facts = {"bundle": bundle.manifest.get("fingerprint"), "source": bundle.manifest.get("source")}
         write_json(folder / PROVENANCE, {"decoded_from": facts})
         put_in_place(part, out)

@@ -14,16 +14,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kquant_cli.calibration.memory import require_free
 from kquant_cli.calibration.own_text import FEWEST, LENGTH, write_text
 from kquant_cli.calibration.text_source import OWN, open_source, text_digest
 from kquant_cli.calibration.unavailable import StatisticsUnavailable, or_unavailable
 from kquant_cli.checkpoint import Checkpoint
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, is_shortage
 from kquant_cli.files.safetensors_reader import read_header, read_tensor
 from kquant_cli.files.safetensors_writer import tensor_file
 from kquant_cli.hf.failures import FAILURES
@@ -33,7 +33,6 @@ from kquant_cli.hf.quiet import quiet
 from kquant_cli.hf.tokens import read_tokenizer, text_ids, vocabulary
 
 ENDING: Final = ".text.safetensors"
-ROOM: Final = 3  # times the model's float32 weights: gradients, moments and the text's hidden states beside them
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,21 @@ def open_session(
     Raises
     ------
     StatisticsUnavailable
-        The model cannot be run, or there is not the memory for it.
+        The model cannot be run.
+    MemoryShortage
+        Less memory is free than it needs.
     KQuantError
         The text cannot be used, its logits are not finite, or the file cannot be written.
     """
-    _require_memory(checkpoint, device)
+    require_free(checkpoint, device)
     try:
         with quiet():
             model = load_dense(checkpoint.path, device=device, dtype=torch.float32).model.requires_grad_(False)
     except KQuantError as error:
+        if is_shortage(error):
+            raise
         raise StatisticsUnavailable(str(error)) from error
+    checkpoint.require_unchanged()
     described = OWN if source == OWN else open_source(source).description
     settings = json.dumps([fingerprint, described, tokens, seed, device.type, LENGTH])
     wanted = sha256(settings.encode()).hexdigest()
@@ -97,24 +101,16 @@ def open_session(
     return Session(model, ids, device, described)
 
 
-def _require_memory(checkpoint: Checkpoint, device: torch.device) -> None:
-    needed = ROOM * 4 * sum(info.numel for info in checkpoint.tensors.values())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if needed > free:
-        raise StatisticsUnavailable(
-            f"{checkpoint.name} needs about {needed / 1e9:.1f} GB of memory to be calibrated, and {free / 1e9:.1f} GB "
-            f"are free"
-        )
-
-
 def _first_token(checkpoint: Checkpoint) -> int | None:
     """The token that the tokenizer begins every text with; None where it does not, or there is none."""
-    with suppress(*FAILURES):
+    try:
         tokenizer = read_tokenizer(checkpoint.path)
         ids = text_ids(tokenizer, "a", 8, letters=16, special=True)
-        if len(ids) > 1 and ids[0] == tokenizer.bos_token_id:
-            return int(ids[0])
-    return None
+    except FAILURES as error:
+        if is_shortage(error):
+            raise
+        return None
+    return int(ids[0]) if len(ids) > 1 and ids[0] == tokenizer.bos_token_id else None
 
 
 def _sequences(model: Any, checkpoint: Checkpoint, source: str, tokens: int) -> Tensor:

@@ -91,7 +91,7 @@ def encode_calibrated(
     A run that goes on asks anew for those, too, that are there without calibration: its sentences are the same.
     """
     jobs = {job.matrix.name: job for job in plan.jobs if job.calibrated}
-    missing = {name: job for name, job in jobs.items() if not _in_metric(staging.find(name))}
+    missing = {name: job for name, job in jobs.items() if not _in_metric(staging.find(name, job.matrix.shape))}
     waiting, lost = Waiting(plan, staging, device, done), dict.fromkeys(missing, NOT_FOUND)
     if not missing:
         return ()

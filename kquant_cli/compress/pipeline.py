@@ -30,6 +30,7 @@ from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hash
 from kquant_cli.calibration import import_early, statistics_path
 from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.compress.efforts import tuning_budget
+from kquant_cli.compress.memory import enough_memory, within_memory
 from kquant_cli.compress.plan import Job, Plan, describe_texts
 from kquant_cli.compress.preparation import Prepared, Stage, prepare
 from kquant_cli.compress.weights import read_weight
@@ -74,13 +75,16 @@ def compress(
     """
     check_output(out, plan.checkpoint.path)
     began = time.perf_counter()
-    with writing(out, 2 * plan.estimated_bytes):
+    with writing(out, 2 * plan.estimated_bytes), enough_memory(plan.config):
+        plan = within_memory(plan, device, say)
         measured = plan.config.calibration != "none" and not statistics_path(out).exists()
         with import_early(measured and (overwrite or is_free(out))):
             identity, versions = _identity(plan), _versions(device)
         if not overwrite and not is_free(out) and _is_same(out, identity["fingerprint"]):
             return False
         check_part(out)
+        for sentence in plan.checkpoint.left_out:
+            say(f"note: {sentence}")
         prepared = prepare(plan, out, identity["source"]["sha256"], device=device, stage=stage, say=say)
         plan = prepared.plan
         staging = Staging(out, " ".join([identity["fingerprint"], prepared.digest(), *versions.values()]))
@@ -102,6 +106,7 @@ def compress(
         _write(replace(prepared, plan=plan), folder, staged, tuned, identity | {"versions": versions})
         run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": resident_set("peak")}
         write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
+        plan.checkpoint.require_unchanged()
         put_in_place(staging.folder, out)
     return True
 
@@ -112,9 +117,11 @@ def _identity(plan: Plan) -> dict[str, Any]:
     identity: dict[str, Any] = {"settings": settings, "source": content, "format": FORMAT_VERSION}
     if texts := describe_texts(plan.config):
         identity["texts"] = texts
+    decided = {"decided": dict(plan.decided)} if plan.decided else {}
+    identity |= decided
     text = json.dumps(identity, sort_keys=True)
     source = {"name": plan.checkpoint.name, "revision": plan.checkpoint.revision, "sha256": content}
-    return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, "source": source}
+    return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, **decided, "source": source}
 
 
 def _versions(device: torch.device | str) -> dict[str, str]:
@@ -162,7 +169,7 @@ def _calibrate(
         progress(Progress(job, staged.record, False, seconds))
 
     for job in prepared.plan.jobs:
-        if job.calibrated and (found := staging.find(job.matrix.name)):
+        if job.calibrated and (found := staging.find(job.matrix.name, job.matrix.shape)):
             progress(Progress(job, found.record, True, 0.0))
 
     notes = encode_calibrated(prepared.plan, prepared.moments, staging, torch.device(device), done)
@@ -212,7 +219,9 @@ def _encode_all(
     progress: Callable[[Progress], None],
 ) -> dict[str, Staged]:
     """Every matrix, finished and kept, by the name of its tensor."""
-    finished = {job.matrix.tensor: found for job in plan.jobs if (found := staging.find(job.matrix.name))}
+    finished = {
+        job.matrix.tensor: found for job in plan.jobs if (found := staging.find(job.matrix.name, job.matrix.shape))
+    }
     matrices = [job.matrix for job in plan.jobs if job.matrix.tensor not in finished]
     saved: dict[str, Future[Staged]] = {}
     with Behind[Staged]() as behind, ahead(read_weight(plan.checkpoint, m, device) for m in matrices) as weights:
@@ -271,7 +280,8 @@ def _write(
     tuning = {"tuning": tuned.to_dict()} if tuned else {}
     written = write_weights(folder, _entries(checkpoint, staged, tuned))
     write_json(folder / CONFIG, bundle_config(checkpoint.config, staged.values()))
-    copy_files(checkpoint.path, checkpoint.other_files, folder)
+    digests = {file.relative_to(checkpoint.path).as_posix(): d for file, d in checkpoint.seen.sha256.items()}
+    copied = copy_files(checkpoint.path, checkpoint.other_files, folder, digests, follow=True)
     manifest = {
         "format_version": FORMAT_VERSION,
         **identity,
@@ -292,7 +302,7 @@ def _write(
             for job in plan.jobs
             for s in (staged[job.matrix.tensor],)
         },
-        "files": file_hashes(folder, written.sha256),
+        "files": file_hashes(folder, {**written.sha256, **copied}),
     }
     write_json(folder / MANIFEST, manifest)
 

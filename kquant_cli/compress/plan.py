@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kquant_cli.bundle.writer import RESERVED
 from kquant_cli.calibration import OWN, describe_source, is_causal
 from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices, token_matrices
+from kquant_cli.checkpoint.file_roles import is_asked_for
 from kquant_cli.config import DENSE, CompressConfig, EncoderConfig, settings_of_matrix, settings_of_tokens
 from kquant_cli.encoders import check_bases, encoded_bytes, takes_metric
 from kquant_cli.errors import KQuantError
@@ -57,6 +58,7 @@ class Plan:
     jobs: tuple[Job, ...]
     notes: tuple[str, ...]
     scales_known: bool = False  # whether the jobs say which matrices store a channel scale
+    decided: Mapping[str, str] = field(default_factory=dict)  # what is otherwise than the settings say, by their key
 
     @property
     def source_bytes(self) -> int:
@@ -110,6 +112,12 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
             raise KQuantError(
                 f"layers: the pattern {rule.match!r} fits no matrix to be encoded; expected one for names such as "
                 f"{selection.matrices[0].name!r}"
+            )
+    for pattern in config.copy_files:
+        if not any(is_asked_for(file.as_posix(), [pattern]) for file in checkpoint.other_files):
+            raise KQuantError(
+                f"`copy_files`: the pattern {pattern!r} fits no file of {checkpoint.path} that can be copied; expected "
+                f"one for names such as finetune.json, and not for the weights"
             )
     made = (_job(matrix, config, checkpoint) for matrix in selection.matrices)
     jobs = tuple(job for job in made if not job.matrix.of_tokens or _saves_bytes(job, checkpoint))

@@ -8,11 +8,11 @@ import tiny_text_models
 import torch
 from safetensors.torch import load_file, save_file
 
-from kquant_cli.calibration import session
+from kquant_cli.calibration import memory, session
 from kquant_cli.calibration.session import open_session, text_path
 from kquant_cli.calibration.unavailable import StatisticsUnavailable
 from kquant_cli.checkpoint import open_checkpoint
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, MemoryShortage
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +153,11 @@ def test_tokens_beyond_the_vocabulary_are_a_sentence(ask, tmp_path):
 
 
 def test_too_little_memory_is_said_before_the_model_is_loaded(ask, monkeypatch):
-    monkeypatch.setattr(session.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(session, "load_dense", None)
-    with pytest.raises(StatisticsUnavailable, match=r"needs about 0\.0 GB of memory to be calibrated, and 0\.0 GB are"):
+    with pytest.raises(
+        MemoryShortage, match=r"needs about 0\.0 GB of memory to be calibrated, and 0\.0 GB are free: end"
+    ):
         ask()
 
 
