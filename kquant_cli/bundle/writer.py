@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -119,15 +119,25 @@ def copy_files(
 
 
 def _copied(source: Path, target: Path) -> str:
-    """Copy a file, no more of it than there is when it is opened; the SHA-256 of what was written."""
+    """Copy a file; the SHA-256 of what was written."""
     digest = sha256()
-    with open_plain(source) as file, target.open("xb", buffering=0) as copy:
-        left = os.fstat(file.fileno()).st_size
-        while left and (piece := file.read(min(left, PIECE))):
+    with target.open("xb", buffering=0) as copy:
+        for piece in _pieces(source):
             digest.update(piece)
             write_all(copy, piece)
-            left -= len(piece)
     return digest.hexdigest()
+
+
+def _pieces(source: Path) -> Iterator[bytes]:
+    """What is in a file, no more of it than there is when it is opened. Raises KQuantError when it cannot be read."""
+    try:
+        with open_plain(source) as file:
+            left = os.fstat(file.fileno()).st_size
+            while left and (piece := file.read(min(left, PIECE))):
+                yield piece
+                left -= len(piece)
+    except OSError as error:
+        raise KQuantError(f"cannot read {source}: {error.strerror or error}") from error
 
 
 def bundle_config(source: Mapping[str, Any], staged: Iterable[Staged]) -> dict[str, Any]:

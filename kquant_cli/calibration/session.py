@@ -24,6 +24,7 @@ from kquant_cli.calibration.text_source import OWN, open_source, text_digest
 from kquant_cli.calibration.unavailable import StatisticsUnavailable, or_unavailable
 from kquant_cli.checkpoint import Checkpoint
 from kquant_cli.errors import KQuantError, is_shortage
+from kquant_cli.files.plain_files import is_there
 from kquant_cli.files.safetensors_reader import read_header, read_tensor
 from kquant_cli.files.safetensors_writer import tensor_file
 from kquant_cli.hf.failures import FAILURES
@@ -65,6 +66,7 @@ def open_session(
     file: Path,
     fingerprint: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Session:
     """Load the model, and have or read its tokens; `source` is "own" or a text file, `fingerprint` the checkpoint's.
 
@@ -89,14 +91,18 @@ def open_session(
     described = OWN if source == OWN else open_source(source).description
     settings = json.dumps([fingerprint, described, tokens, seed, device.type, LENGTH])
     wanted = sha256(settings.encode()).hexdigest()
-    ids = _kept(file, wanted)
+    there = is_there(file)
+    ids = _kept(file, wanted, vocabulary(model)) if there else None
     if ids is None:
+        if there:
+            say(f"the text in {file} is damaged, or of other settings or weights, and is made again")
         first = _first_token(checkpoint)
         if source == OWN:
             with or_unavailable(checkpoint.name), quiet():
                 ids = write_text(model, tokens, seed=seed, device=device, first=first, progress=progress)
         else:
             ids = _sequences(model, checkpoint, source, tokens)
+        checkpoint.require_unchanged()
         _keep(file, wanted, ids)
     return Session(model, ids, device, described)
 
@@ -137,20 +143,26 @@ def _sequences(model: Any, checkpoint: Checkpoint, source: str, tokens: int) -> 
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
 
 
-def _kept(file: Path, wanted: str) -> Tensor | None:
-    """The tokens of the file, if they are the wanted ones."""
+def _kept(file: Path, wanted: str, size: int) -> Tensor | None:
+    """The tokens of the file, if they are the wanted ones, below `size`."""
     with suppress(OSError, KQuantError, SafetensorError, LookupError):
         infos = read_header(file)
         with safe_open(file, framework="pt") as opened:
             metadata: dict[str, str] = opened.metadata() or {}
         ids = read_tensor(infos["ids"])
-        if metadata["settings"] == wanted and metadata["sha256"] == text_digest(ids):
-            return ids.long()
+        sound = ids.dtype == torch.int32 and ids.ndim == 2 and ids.numel() > 0
+        if sound and metadata["settings"] == wanted and metadata["sha256"] == _digest(ids):
+            return ids.long() if bool(((ids >= 0) & (ids < size)).all()) else None
     return None
 
 
+def _digest(ids: Tensor) -> str:
+    """SHA-256 of the tokens and how they lie."""
+    return sha256(f"{tuple(ids.shape)} {text_digest(ids)}".encode()).hexdigest()
+
+
 def _keep(file: Path, wanted: str, ids: Tensor) -> None:
-    metadata = {"format": "pt", "settings": wanted, "sha256": text_digest(ids)}
+    metadata = {"format": "pt", "settings": wanted, "sha256": _digest(ids)}
     try:
         with tensor_file(file, [("ids", torch.int32, tuple(ids.shape))], metadata) as opened:
             opened.write("ids", ids.int())

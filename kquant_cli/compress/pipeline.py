@@ -45,6 +45,8 @@ from kquant_cli.process_memory import resident_set, return_freed_memory
 if TYPE_CHECKING:
     from kquant_cli.tuning.tune import Tuned
 
+Say = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -96,7 +98,7 @@ def compress(
             say(caution)
         notes = _calibrate(prepared, staging, device, progress)
         staged = _encode_all(plan, prepared.scales, staging, device, progress)
-        tuned = _tune(prepared, staged, staging, device, stage)
+        tuned = _tune(prepared, staged, staging, device, stage, say)
         if tuned is not None:
             staged = _restated(plan, staged, tuned, device)
         folder = fresh(staging.folder)
@@ -179,7 +181,12 @@ def _calibrate(
 
 
 def _tune(
-    prepared: Prepared, staged: Mapping[str, Staged], staging: Staging, device: torch.device | str, stage: Stage
+    prepared: Prepared,
+    staged: Mapping[str, Staged],
+    staging: Staging,
+    device: torch.device | str,
+    stage: Stage,
+    say: Say,
 ) -> Tuned | None:
     """Tune what was calibrated on text, if the settings ask for it."""
     budget = tuning_budget(prepared.plan.config, torch.device(device).type)
@@ -195,6 +202,7 @@ def _tune(
         staging,
         budget,
         lambda done, total: stage("tuning of scales and norms", done, total),
+        say,
     )
 
 

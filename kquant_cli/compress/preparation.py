@@ -137,6 +137,7 @@ def _with_session(
             file=text_path(out),
             fingerprint=content,
             progress=lambda done, total: stage("the model writes its text", done, total),
+            say=say,
         )
         moments = GradientMoments(session.model, session.ids, device)
         moments.forward(lambda done, total: stage("forward pass on the text", done, total))

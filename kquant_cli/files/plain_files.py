@@ -28,6 +28,13 @@ def open_plain(path: Path) -> FileIO:
     raise KQuantError(f"{path} is no plain file (a folder, a pipe or a device): put a plain file there, or remove it")
 
 
+def is_there(path: Path) -> bool:
+    """Whether a plain file is there, after links. KQuantError where something else is, which no file can replace."""
+    if path.exists() and not path.is_file():
+        raise KQuantError(f"{path} is in the way, and is no plain file: move it, or choose another --output")
+    return path.exists()
+
+
 def leads_outside(path: Path, folder: Path) -> bool:
     """Whether `path`, below `folder`, is by a link a file elsewhere.
 
