@@ -30,6 +30,18 @@ def for_each(work: Callable[..., Result], *blocks: Iterable[Any], device: torch.
     return list(_pool(threads).map(lambda block: in_mode(*block), together))
 
 
+def alone(work: Callable[..., Result], *arguments: Any, device: torch.device) -> Result:
+    """`work` of the arguments in one thread on a CPU, where torch has several: for what must not depend on their number.
+
+    A sum over a whole tensor is such a thing: torch adds up a part in each thread, and rounds otherwise for each number.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1:
+        return work(*arguments)
+    in_mode = torch.inference_mode(torch.is_inference_mode_enabled())(work)
+    return _pool(threads).submit(in_mode, *arguments).result()
+
+
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads in which torch's own number of threads, which is kept for each thread, is one."""

@@ -137,7 +137,7 @@ def test_a_model_that_changes_while_it_is_measured_leaves_no_measurements(
     """They would be taken for those of the source that was hashed."""
     (source / "tokenizer.json").unlink()
     changing(monkeypatch, "content_hash", source / "model.safetensors", in_place)
-    settings = ("--calibration", calibration, "--effort", "fast", "--tune-steps", 0, "--device", "cpu")
+    settings = ("--calibration", calibration, "--effort", "fast", "--device", "cpu")
     result = kquant("compress", source, "-o", tmp_path / "b", *settings)
     assert result.code == 2
     assert "model.safetensors has changed" in result.err
