@@ -31,9 +31,9 @@ def for_each(work: Callable[..., Result], *blocks: Iterable[Any], device: torch.
 
 
 def alone(work: Callable[..., Result], *arguments: Any, device: torch.device) -> Result:
-    """`work` of the arguments in one thread on a CPU, where torch has several: for what must not depend on their number.
+    """`work` of the arguments in a single thread, if on a CPU: for what must not depend on how many there are.
 
-    A sum over a whole tensor is such a thing: torch adds up a part in each thread, and rounds otherwise for each number.
+    A sum over a whole tensor is such a thing: torch adds up a part in each thread, and so rounds otherwise.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     if threads == 1:
