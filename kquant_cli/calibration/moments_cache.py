@@ -11,7 +11,7 @@ import torch
 
 from kquant_cli.calibration.collect_moments import collect, named_matrices
 from kquant_cli.calibration.moments import InputStatistics, load_with_fingerprint
-from kquant_cli.calibration.text_source import open_source
+from kquant_cli.calibration.text_source import measuring_threads, open_source
 from kquant_cli.checkpoint import Checkpoint
 from kquant_cli.devices import resolve_device
 from kquant_cli.errors import KQuantError
@@ -45,7 +45,8 @@ def load_or_collect(
     Raises as `collect` does, and KQuantError when the file cannot be written.
     """
     device = resolve_device(device)
-    settings = [METHOD, fingerprint, open_source(stats).description, seed, tokens, device.type, sorted(names)]
+    where = [device.type, measuring_threads(device)]
+    settings = [METHOD, fingerprint, open_source(stats).description, seed, tokens, *where, sorted(names)]
     wanted = sha256(json.dumps(settings).encode()).hexdigest()
     if is_there(file):
         try:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kquant_cli.calibration.memory import require_free
 from kquant_cli.calibration.own_text import FEWEST, LENGTH, write_text
-from kquant_cli.calibration.text_source import OWN, open_source, text_digest
+from kquant_cli.calibration.text_source import OWN, measuring_threads, open_source, text_digest
 from kquant_cli.calibration.unavailable import StatisticsUnavailable, or_unavailable
 from kquant_cli.checkpoint import Checkpoint
 from kquant_cli.errors import KQuantError, is_shortage
@@ -89,7 +89,7 @@ def open_session(
         raise StatisticsUnavailable(str(error)) from error
     checkpoint.require_unchanged()
     described = OWN if source == OWN else open_source(source).description
-    settings = json.dumps([fingerprint, described, tokens, seed, device.type, LENGTH])
+    settings = json.dumps([fingerprint, described, tokens, seed, device.type, measuring_threads(device), LENGTH])
     wanted = sha256(settings.encode()).hexdigest()
     there = is_there(file)
     ids = _kept(file, wanted, vocabulary(model)) if there else None

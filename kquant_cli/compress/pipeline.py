@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from kquant_cli.bundle.output_folder import check_part, check_place, fresh, is_f
 from kquant_cli.bundle.reader import open_bundle
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
-from kquant_cli.calibration import import_early, statistics_path
+from kquant_cli.calibration import import_early, measuring_threads, statistics_path
 from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.compress.efforts import tuning_budget
 from kquant_cli.compress.memory import enough_memory, within_memory
@@ -81,7 +82,7 @@ def compress(
         plan = within_memory(plan, device, say)
         measured = plan.config.calibration != "none" and not statistics_path(out).exists()
         with import_early(measured and (overwrite or is_free(out))):
-            identity, versions = _identity(plan), _versions(device)
+            identity, versions = _identity(plan, device), _versions(plan, device)
         if not overwrite and not is_free(out) and _is_same(out, identity["fingerprint"]):
             return False
         check_part(out)
@@ -113,21 +114,28 @@ def compress(
     return True
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
-    """What the manifest says of settings and source, and the fingerprint of both."""
+def _identity(plan: Plan, device: torch.device | str) -> dict[str, Any]:
+    """What the manifest says of settings and source, and the fingerprint of both.
+
+    And what was decided otherwise than the settings say, and the number of threads where it counts: products of
+    matrices, on which all measurements of a model rest, are rounded otherwise by each number of several threads.
+    """
     settings, content = plan.config.model_dump(mode="json"), content_hash(plan.checkpoint)
     identity: dict[str, Any] = {"settings": settings, "source": content, "format": FORMAT_VERSION}
     if texts := describe_texts(plan.config):
         identity["texts"] = texts
-    decided = {"decided": dict(plan.decided)} if plan.decided else {}
-    identity |= decided
+    others: dict[str, Any] = {"decided": dict(plan.decided)} if plan.decided else {}
+    if plan.is_measured and (threads := measuring_threads(device)) > 1:
+        others["threads"] = threads
+    identity |= others
     text = json.dumps(identity, sort_keys=True)
     source = {"name": plan.checkpoint.name, "revision": plan.checkpoint.revision, "sha256": content}
-    return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, **decided, "source": source}
+    return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, **others, "source": source}
 
 
-def _versions(device: torch.device | str) -> dict[str, str]:
+def _versions(plan: Plan, device: torch.device | str) -> dict[str, str]:
     versions = {"kashin-quant": kquant_cli.__version__, "torch": torch.__version__}
+    versions |= {"transformers": version("transformers")} if plan.is_measured else {}
     kind = torch.device(device).type
     return versions | {"python": platform.python_version(), "device": kind, "loops": loops(kind)}
 
@@ -153,8 +161,8 @@ def _is_same(out: Path, fingerprint: str) -> bool:
     """Whether the whole bundle of that fingerprint is there; KQuantError when it is another one."""
     if open_bundle(out).manifest.get("fingerprint") != fingerprint:
         raise KQuantError(
-            f"{out}: is a bundle of other settings or of another source; give --overwrite to replace it, or another "
-            f"--output"
+            f"{out}: is a bundle of other settings or of another source, or measured in another number of threads; "
+            f"give --overwrite to replace it, or another --output"
         )
     return True
 

@@ -61,6 +61,11 @@ class Plan:
     decided: Mapping[str, str] = field(default_factory=dict)  # what is otherwise than the settings say, by their key
 
     @property
+    def is_measured(self) -> bool:
+        """Whether the model is run: for channel scales, a calibration, or the levels of an average of bits."""
+        return self.config.calibration != "none" or any(job.config.is_average for job in self.jobs)
+
+    @property
     def source_bytes(self) -> int:
         """Bytes of the source's tensors."""
         return sum(info.nbytes for info in self.checkpoint.tensors.values())

@@ -30,6 +30,7 @@ from kquant_cli.calibration import (
     StatisticsUnavailable,
     column_energy,
     load_or_collect,
+    measuring_threads,
     searched_scale,
     statistics_path,
     text_digest,
@@ -289,7 +290,8 @@ def _measured(
 
     config = plan.config
     matrices = [job.matrix for job in plan.jobs]
-    digest = sha256(f"{content} {config.seed} {torch.device(device).type}".encode())
+    where = f"{torch.device(device).type} {measuring_threads(device)}"
+    digest = sha256(f"{content} {config.seed} {where}".encode())
     for matrix in matrices:
         digest.update(f"\n{matrix.name}\n".encode())
         if matrix.name in scales:
