@@ -65,6 +65,18 @@ def test_clustering_gives_the_same_bits_with_any_number_of_threads() -> None:
         assert torch.equal(codes, results[0][2])
 
 
+@pytest.mark.parametrize("size", [70_000, 131_072])
+def test_a_single_block_is_computed_as_in_one_thread(size: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    points = [torch.randn(size, 2, generator=draw) for _ in range(4)]
+    results = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        found = [kmeans(one, grid_start(one, 8), max_iter=3) for one in points]
+        results.append([(result.centroids.tolist(), result.inertia) for result in found])
+    assert results[1] == results[2] == results[0]
+
+
 def test_alone_is_in_one_thread_and_in_the_callers_mode() -> None:
     def work(x: torch.Tensor) -> tuple[int, bool, torch.Tensor]:
         return torch.get_num_threads(), torch.is_inference_mode_enabled(), x + 1
