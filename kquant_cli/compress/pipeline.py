@@ -117,15 +117,15 @@ def compress(
 def _identity(plan: Plan, device: torch.device | str) -> dict[str, Any]:
     """What the manifest says of settings and source, and the fingerprint of both.
 
-    And what was decided otherwise than the settings say, and the number of threads where it counts: products of
-    matrices, on which all measurements of a model rest, are rounded otherwise by each number of several threads.
+    And what was decided otherwise than the settings say, and the number of threads where it counts: products of large
+    matrices, on which all measurements of a model rest, and some bases, are rounded otherwise by each number.
     """
     settings, content = plan.config.model_dump(mode="json"), content_hash(plan.checkpoint)
     identity: dict[str, Any] = {"settings": settings, "source": content, "format": FORMAT_VERSION}
     if texts := describe_texts(plan.config):
         identity["texts"] = texts
     others: dict[str, Any] = {"decided": dict(plan.decided)} if plan.decided else {}
-    if plan.is_measured and (threads := measuring_threads(device)) > 1:
+    if plan.depends_on_threads and (threads := measuring_threads(device)) > 1:
         others["threads"] = threads
     identity |= others
     text = json.dumps(identity, sort_keys=True)

@@ -13,7 +13,7 @@ from kquant_cli.calibration import OWN, describe_source, is_causal
 from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices, token_matrices
 from kquant_cli.checkpoint.file_roles import is_asked_for
 from kquant_cli.config import DENSE, CompressConfig, EncoderConfig, settings_of_matrix, settings_of_tokens
-from kquant_cli.encoders import check_bases, encoded_bytes, takes_metric
+from kquant_cli.encoders import check_bases, encoded_bytes, rounds_by_threads, takes_metric
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.block_names import block_of
 
@@ -64,6 +64,12 @@ class Plan:
     def is_measured(self) -> bool:
         """Whether the model is run: for channel scales, a calibration, or the levels of an average of bits."""
         return self.config.calibration != "none" or any(job.config.is_average for job in self.jobs)
+
+    @property
+    def depends_on_threads(self) -> bool:
+        """Whether another number of threads of a CPU may give other bytes."""
+        kinds = {(job.matrix.shape, job.config): None for job in self.jobs}
+        return self.is_measured or any(rounds_by_threads(shape, config) for shape, config in kinds)
 
     @property
     def source_bytes(self) -> int:

@@ -25,12 +25,14 @@ checkpoint = open_checkpoint(source)
 for name, settings in cases.items():
     pipeline.compress(make_plan(checkpoint, CompressConfig(**settings)), Path(folder) / name)
 """
-GREEDY = {"encoder": "greedy", "max_iter": 4, "restarts": 1, "kmeans_iter": 3, "bits": 3}
+GREEDY = {"encoder": "greedy", "max_iter": 4, "restarts": 1, "kmeans_iter": 3, "bits": 2}
 NONE = {"calibration": "none", "effort": "fast"}
 CASES = {
     "greedy": {**GREEDY, "calibration": "none"},
     "rows": {**GREEDY, "calibration": "none", "form": "vector", "basis": "hadamard", "init": "peaks"},
     "butterfly": {**GREEDY, "calibration": "none", "basis": "butterfly"},
+    "dct": {**GREEDY, "calibration": "none", "basis": "signed_dct"},
+    "reflections": {**GREEDY, "calibration": "none", "basis": "householder", "basis_count": 3},
     "kmeans": {"encoder": "kmeans", "calibration": "none", "kmeans_iter": 5, "bits": 2},
     "uniform": {"encoder": "uniform", "calibration": "none"},
     "input": {**NONE, "side": "input", "bits": 3},
@@ -38,7 +40,7 @@ CASES = {
 }
 MEASURED = {
     "random": {"encoder": "uniform", "calibration": "random", "exclude": ["*.layers.[123].*"]},
-    "own": {"effort": "fast", "calibration_tokens": 256, "tune_steps": 1, "exclude": ["*.layers.[123].*"]},
+    "own": {"effort": "fast", "calibration_tokens": 128, "tune_steps": 1, "exclude": ["*.layers.[123].*", "*fc*"]},
 }
 
 
@@ -48,7 +50,7 @@ def source(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("threads") / "source"
     folder.mkdir()
     draw = torch.Generator().manual_seed(0)
-    shapes = {"fc1": (640, 512), "fc2": (384, 768)}
+    shapes = {"fc1": (320, 512), "fc2": (256, 384)}  # two blocks, and one that is larger than a share of a thread
     tensors = {f"model.layers.0.{n}.weight": torch.randn(s, generator=draw).half() for n, s in shapes.items()}
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "none"}')
@@ -59,7 +61,7 @@ def run(source: Path, folder: Path, cases: dict, threads: int) -> None:
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps([str(source), str(folder), cases])],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
         capture_output=True,
         text=True,
         check=False,
@@ -73,6 +75,16 @@ def test_what_is_not_measured_has_the_same_bytes(source, tmp_path):
     for threads in (2, 4):
         for name in CASES:
             assert hashes(tmp_path / str(threads) / name) == hashes(tmp_path / "1" / name), (name, threads)
+
+
+def test_a_basis_that_is_a_whole_matrix_has_the_threads_in_the_fingerprint(source, tmp_path):
+    cases = {"qr": {**GREEDY, "calibration": "none", "basis": "qr", "form": "vector"}}
+    for threads in (1, 2):
+        run(source, tmp_path / str(threads), cases, threads)
+    one, two = (open_bundle(tmp_path / threads / "qr").manifest for threads in ("1", "2"))
+    assert "threads" not in one
+    assert two["threads"] == 2
+    assert two["fingerprint"] != one["fingerprint"]
 
 
 def test_the_fingerprint_of_what_is_measured_names_the_threads(opt, tmp_path):
