@@ -1,6 +1,17 @@
-"""The one exception that users see: one sentence that says what is wrong, what was expected and what to do."""
+"""The errors that users see: one sentence that says what is wrong, what was expected and what to do."""
 
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
 from reprlib import Repr
+from typing import Final
+
+# What torch, numpy, the C++ library and the system say where there is no memory, or no room for another thread.
+SHORTAGES: Final = (
+    *("out of memory", "cannot allocate memory", "can't allocate memory", "unable to allocate", "not enough memory"),
+    *("bad_alloc", "can't start new thread", "resource temporarily unavailable"),
+)
 
 _quoted = Repr()
 _quoted.maxstring = _quoted.maxother = 200
@@ -14,3 +25,32 @@ class KQuantError(Exception):
 def shortened(value: object) -> str:
     """A value that came from a file, as Python writes it, of a length that fits a sentence."""
     return _quoted.repr(value)
+
+
+class MemoryShortage(KQuantError):  # noqa: N818 (what the user reads is that, not an error)
+    """There is not enough memory for what was asked for; the same command may well work where there is more."""
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised for, is a shortage of memory.
+
+    To be asked wherever an error leads to something else being done instead: a shortage must not, for which of the two
+    happens would hang on what else the machine is doing.
+    """
+    return any(_is_short(one) for one in _chain(error))
+
+
+def _is_short(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | MemoryShortage) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError | OSError | ImportError) and any(words in said for words in SHORTAGES)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)

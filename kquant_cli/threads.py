@@ -19,15 +19,28 @@ Result = TypeVar("Result")
 def for_each(work: Callable[..., Result], *blocks: Iterable[Any], device: torch.device) -> list[Result]:
     """`work` for each block (or for the blocks of several tensors side by side), in any order; the results in theirs.
 
-    On a CPU in as many threads as torch would use; elsewhere, or with a single thread, one after the other.
+    On a CPU in as many threads as torch would use; elsewhere, or with a single thread, one after the other. A block is
+    computed in one thread, a single one too: the results are the same with any number of threads.
     """
     together = list(zip(*blocks, strict=True))
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if threads == 1 or len(together) == 1:
+    if threads == 1:
         return [work(*block) for block in together]
     # inference mode belongs to a thread, and a tensor made in it can be written to in no other mode
     in_mode = torch.inference_mode(torch.is_inference_mode_enabled())(work)
     return list(_pool(threads).map(lambda block: in_mode(*block), together))
+
+
+def alone(work: Callable[..., Result], *arguments: Any, device: torch.device) -> Result:
+    """`work` of the arguments in a single thread, if on a CPU: for what must not depend on how many there are.
+
+    A sum over a whole tensor is such a thing: torch adds up a part in each thread, and so rounds otherwise.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1:
+        return work(*arguments)
+    in_mode = torch.inference_mode(torch.is_inference_mode_enabled())(work)
+    return _pool(threads).submit(in_mode, *arguments).result()
 
 
 @lru_cache(maxsize=1)

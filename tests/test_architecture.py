@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "bases": "errors suggestions threads",
     "codebooks": "threads",
     "encoded": "bases codebooks errors files packing",
-    "decomposition": "bases errors suggestions",
+    "decomposition": "bases errors suggestions threads",
     "encoders": "bases codebooks decomposition encoded native setting_types threads",
     "config": "encoders errors setting_types suggestions",
     "checkpoint": "errors files overlap suggestions",

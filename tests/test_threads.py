@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kquant_cli.codebooks import grid_start, kmeans, nearest
-from kquant_cli.threads import for_each
+from kquant_cli.encoders.scale import root_mean_square
+from kquant_cli.threads import alone, for_each
 
 CPU = torch.device("cpu")
 
@@ -62,3 +63,37 @@ def test_clustering_gives_the_same_bits_with_any_number_of_threads() -> None:
         assert torch.equal(centroids, results[0][0])
         assert inertia == results[0][1]
         assert torch.equal(codes, results[0][2])
+
+
+@pytest.mark.parametrize("size", [70_000, 131_072])
+def test_a_single_block_is_computed_as_in_one_thread(size: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    points = [torch.randn(size, 2, generator=draw) for _ in range(4)]
+    results = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        found = [kmeans(one, grid_start(one, 8), max_iter=3) for one in points]
+        results.append([(result.centroids.tolist(), result.inertia) for result in found])
+    assert results[1] == results[2] == results[0]
+
+
+def test_alone_is_in_one_thread_and_in_the_callers_mode() -> None:
+    def work(x: torch.Tensor) -> tuple[int, bool, torch.Tensor]:
+        return torch.get_num_threads(), torch.is_inference_mode_enabled(), x + 1
+
+    for inference in (True, False):
+        with torch.inference_mode(inference):
+            assert alone(work, torch.zeros(1), device=CPU) == (1, inference, torch.ones(1))
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
+    assert alone(work, torch.zeros(1), device=CPU)[0] == 1
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_the_size_of_a_weight_is_the_same_with_any_number_of_threads(by_row: bool) -> None:
+    weights = [torch.randn(1024, 257, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    sizes = []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        sizes.append(torch.cat([root_mean_square(weight, by_row=by_row) for weight in weights]))
+    assert all(torch.equal(size, sizes[0]) for size in sizes)

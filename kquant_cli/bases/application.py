@@ -11,10 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kquant_cli.threads import for_each
+from kquant_cli.threads import alone, for_each
 
 CPU_CHUNK = 2**18  # elements: 1 MiB of float32; measured: half of it and twice as much are slower
 DEVICE_CHUNK = 2**26  # elements: only bounds the memory of temporaries
+SHARED = 2**15  # elements: of so many at most an operation is not shared out by torch
 NARROWEST_COLUMNS = 32  # a narrower block of columns would use a part of each cache line, and of each page
 
 Kernel = Callable[[Tensor], Tensor]
@@ -65,7 +66,11 @@ def _in_chunks(matrix: Tensor, axis: int, kernel: Kernel, target: Tensor | None,
     compute = torch.promote_types(matrix.dtype, torch.float32)
     step = _chunk_length(matrix, axis, chunk)
     if matrix.shape[axis] <= step:
-        result = kernel(matrix.to(compute)).to(matrix.dtype)
+        # with several threads torch cuts what is larger than SHARED in pieces, whose ends are rounded otherwise
+        one = chunk < DEVICE_CHUNK and matrix.numel() > SHARED
+        result = (alone(kernel, matrix.to(compute), device=matrix.device) if one else kernel(matrix.to(compute))).to(
+            matrix.dtype
+        )
         return result.contiguous() if target is None else target.copy_(result)
     result = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device) if target is None else target
 

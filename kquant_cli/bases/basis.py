@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kquant_cli.bases.application import CPU_CHUNK, transform
 from kquant_cli.bases.spec import BasisSpec
+from kquant_cli.threads import alone
 
 
 class Basis(ABC):
@@ -26,6 +27,7 @@ class Basis(ABC):
     """
 
     chunk: ClassVar[int] = CPU_CHUNK  # elements that a kernel gets at a time on a CPU
+    by_threads: ClassVar[bool] = False  # whether what it gives is rounded otherwise by each number of threads
 
     def __init__(self, size: int, spec: BasisSpec | None = None, note: str = "") -> None:
         self.size = size
@@ -54,7 +56,7 @@ class Basis(ABC):
         """What the kernels read, on `device` and in `dtype`; made at the first call."""
         key = (device, dtype)
         if key not in self._tables:
-            self._tables[key] = self.make_tables(device, dtype)
+            self._tables[key] = alone(self.make_tables, device, dtype, device=device)
         return self._tables[key]
 
     @abstractmethod

@@ -17,6 +17,7 @@ class DenseBasis(Basis):
     """Wraps an orthogonal `matrix` (size, size), of floats; ValueError where it is not square or not orthogonal."""
 
     chunk: ClassVar[int] = DEVICE_CHUNK  # every chunk reads the whole matrix
+    by_threads: ClassVar[bool] = True
 
     def __init__(self, matrix: Tensor) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.is_floating_point():
@@ -50,6 +51,7 @@ class QR(GeneratedBasis):
     """
 
     chunk: ClassVar[int] = DEVICE_CHUNK
+    by_threads: ClassVar[bool] = True
 
     @classmethod
     def numbers(cls, spec: BasisSpec) -> int:

@@ -68,8 +68,12 @@ def write_dense(
             config = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": str(dtype).split(".")[1]}
         write_json(folder / CONFIG, config)
         ours = {CONFIG, INDEX, *(info.file.name for info in bundle.infos.values())}
-        names = [Path(name) for name in bundle.manifest["files"] if name not in ours and not is_weights(name)]
-        copy_files(bundle.path, names, folder)
+        others = {
+            name: facts["sha256"]
+            for name, facts in bundle.manifest["files"].items()
+            if name not in ours and not is_weights(name)
+        }
+        copy_files(bundle.path, map(Path, others), folder, others)
         files = file_hashes(folder, written.sha256)
         write_json(folder / PROVENANCE, {"decoded_from": facts, "files": files})
         put_in_place(part, out, lambda place: _require_replaceable(place, out, overwrite=overwrite))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ from kquant_cli.bundle.format import (
     RUN,
 )
 from kquant_cli.bundle.staging import Staged
+from kquant_cli.errors import KQuantError
+from kquant_cli.files.atomic import write_all
 from kquant_cli.files.digests import file_sha256
 from kquant_cli.files.json_object import strict, write_json
-from kquant_cli.files.safetensors_reader import read_tensor
+from kquant_cli.files.plain_files import open_plain
+from kquant_cli.files.safe_names import leads_outside, stays_inside
 from kquant_cli.files.safetensors_writer import tensor_file
 from kquant_cli.overlap import ahead
 
 SHARD_BYTES = 5_000_000_000
+PIECE = 1 << 20  # bytes of a file that are copied at a time
 RESERVED = (CONFIG, INDEX, MANIFEST, RUN)  # names that the bundle uses itself
 
 
@@ -47,7 +52,7 @@ class Entry:
 def staged_entries(staged: Staged) -> list[Entry]:
     """The tensors of a finished matrix under the names that they have in the bundle."""
     return [
-        Entry(f"{staged.name}.{suffix}", info.dtype, info.shape, lambda info=info: read_tensor(info))  # type: ignore[misc]
+        Entry(f"{staged.name}.{suffix}", info.dtype, info.shape, lambda suffix=suffix: staged.read(suffix))  # type: ignore[misc]
         for suffix, info in staged.tensors.items()
     ]
 
@@ -87,12 +92,52 @@ def write_weights(folder: Path, entries: Iterable[Entry], shard_bytes: int = SHA
     return Written(total, digests)
 
 
-def copy_files(source: Path, names: Sequence[Path], folder: Path) -> None:
-    """Copy the source's other files (relative paths), but none under a name that the bundle uses itself."""
+def copy_files(
+    source: Path, names: Iterable[Path], folder: Path, digests: Mapping[str, str], *, follow: bool = False
+) -> dict[str, str]:
+    """Copy the source's other files (relative paths), but none under a name that the bundle uses itself.
+
+    `digests`: the SHA-256 that each is to have, by its path with `/`; the result are those of what was written.
+    `follow`: links to files outside `source`, too. Raises KQuantError, naming it, for a file that is no plain one, lies
+    outside, or is another by now; OSError passes through.
+    """
+    written: dict[str, str] = {}
     for name in names:
-        if name.as_posix() not in RESERVED:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
+        key = name.as_posix()
+        if key in RESERVED:
+            continue
+        if not stays_inside(key) or (not follow and leads_outside(source, key)):
+            raise KQuantError(f"{source / name} lies outside {source}: put the file itself there, in place of a link")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        written[key] = _copied(source / name, folder / name)
+        if written[key] != digests.get(key, written[key]):
+            raise KQuantError(
+                f"{source / name} has changed since it was read: let nothing write to it meanwhile, and run the same "
+                f"command again"
+            )
+    return written
+
+
+def _copied(source: Path, target: Path) -> str:
+    """Copy a file; the SHA-256 of what was written."""
+    digest = sha256()
+    with target.open("xb", buffering=0) as copy:
+        for piece in _pieces(source):
+            digest.update(piece)
+            write_all(copy, piece)
+    return digest.hexdigest()
+
+
+def _pieces(source: Path) -> Iterator[bytes]:
+    """What is in a file, no more of it than there is when it is opened. Raises KQuantError when it cannot be read."""
+    try:
+        with open_plain(source) as file:
+            left = os.fstat(file.fileno()).st_size
+            while left and (piece := file.read(min(left, PIECE))):
+                yield piece
+                left -= len(piece)
+    except OSError as error:
+        raise KQuantError(f"cannot read {source}: {error.strerror or error}") from error
 
 
 def bundle_config(source: Mapping[str, Any], staged: Iterable[Staged]) -> dict[str, Any]:

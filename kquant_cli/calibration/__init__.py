@@ -24,7 +24,15 @@ from kquant_cli.calibration.collect_moments import collect
 from kquant_cli.calibration.early_import import import_early
 from kquant_cli.calibration.moments import InputGroup, InputStatistics
 from kquant_cli.calibration.moments_cache import load_or_collect, statistics_path
-from kquant_cli.calibration.text_source import DATA_FREE, OWN, RANDOM, describe_source, is_causal, text_digest
+from kquant_cli.calibration.text_source import (
+    DATA_FREE,
+    OWN,
+    RANDOM,
+    describe_source,
+    is_causal,
+    measuring_threads,
+    text_digest,
+)
 from kquant_cli.calibration.unavailable import StatisticsUnavailable
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "import_early",
     "is_causal",
     "load_or_collect",
+    "measuring_threads",
     "predicted_loss",
     "searched_scale",
     "statistics_path",

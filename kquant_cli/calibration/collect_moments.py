@@ -53,7 +53,7 @@ def collect(
         The text file cannot be used.
     """
     device, source = resolve_device(device), open_source(stats)
-    matrices = _matrices(checkpoint, names)
+    matrices = named_matrices(checkpoint, names)
     with late_functions():
         from kquant_cli.calibration.input_modules import find_input_modules, outside  # noqa: PLC0415
         from kquant_cli.calibration.lazy_model import load_lazy_model  # noqa: PLC0415 (transformers: seconds)
@@ -84,7 +84,7 @@ def collect(
     return InputStatistics(groups, source.description, ids.numel(), notes, tuple(reasons))
 
 
-def _matrices(checkpoint: Checkpoint, names: Sequence[str]) -> list[Matrix]:
+def named_matrices(checkpoint: Checkpoint, names: Sequence[str]) -> list[Matrix]:
     """The matrices of those names, in natural order."""
     try:
         known = {matrix.name: matrix for matrix in select_matrices(checkpoint).matrices}

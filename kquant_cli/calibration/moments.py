@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -91,11 +92,18 @@ def load_with_fingerprint(path: Path) -> tuple[InputStatistics, str]:
         moments = [read_tensor(infos[f"moments.{number}"]) for number in range(len(values["groups"]))]
         if metadata["sha256"] != _digest(metadata[KEY], moments):
             raise ValueError
+        if not all(_is_sound(tensor) for tensor in moments):
+            raise ValueError
         groups = tuple(InputGroup(tuple(m), t) for m, t in zip(values["groups"], moments, strict=True))
         lists = tuple(values["notes"]), tuple(values["missing"])
         return InputStatistics(groups, values["source"], values["tokens"], *lists), values["fingerprint"]
-    except (SafetensorError, LookupError, ValueError, TypeError, OSError) as error:
+    except (SafetensorError, LookupError, ValueError, TypeError, OSError, RecursionError) as error:
         raise KQuantError(f"{path} is damaged or holds no statistics of kquant: remove it") from error
+
+
+def _is_sound(moments: Tensor) -> bool:
+    """Whether these can be second moments (in_features,)."""
+    return moments.dtype == torch.float64 and moments.ndim == 1 and bool((moments.isfinite() & (moments >= 0)).all())
 
 
 def _digest(text: str, moments: Iterable[Tensor]) -> str:

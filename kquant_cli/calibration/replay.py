@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from kquant_cli.errors import is_shortage
 from kquant_cli.hf.blocks import numbered_blocks
 from kquant_cli.hf.failures import FAILURES
 
@@ -75,7 +76,9 @@ class Replay:
             return False
         try:
             again = [self.run([name]) for name in (order[len(order) // 2], order[-1])]
-        except FAILURES:
+        except FAILURES as error:
+            if is_shortage(error):
+                raise
             return False
         return all(_same(self.output, output) for output in again)
 

@@ -31,7 +31,7 @@ from kquant_cli.calibration.parameters import MatrixView, find_matrices
 from kquant_cli.calibration.replay import Replay
 from kquant_cli.calibration.tokens import DATA_FREE, model_inputs
 from kquant_cli.checkpoint import Checkpoint, Matrix
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, is_shortage
 from kquant_cli.hf.failures import FAILURES, first_line
 from kquant_cli.hf.loading import LoadedModel, load_dense
 from kquant_cli.hf.model_class import named_class
@@ -73,6 +73,7 @@ def measure_sensitivity(
         finite.
     """
     loaded, scales = _load(checkpoint, device), channel_scales or {}
+    checkpoint.require_unchanged()
     with torch.no_grad():
         views = find_matrices(loaded.model, checkpoint, matrices)
         parts = [_Part.of(loaded, inputs) for inputs in model_inputs(loaded, source, tokens, seed, DRAWS)]
@@ -102,6 +103,8 @@ class _Part:
         try:
             replay = Replay(loaded.model, inputs)
         except FAILURES as error:
+            if is_shortage(error):
+                raise
             reason = first_line(error, type(error).__name__)
             raise KQuantError(
                 f"{loaded.path}: {type(loaded.model).__name__} does not run on token ids alone ({reason}), so its "
@@ -159,7 +162,9 @@ def _load(checkpoint: Checkpoint, device: torch.device | str) -> LoadedModel:
     for auto_class in classes[:-1]:
         try:
             return _ready(load_dense(checkpoint.path, auto_class=auto_class, device=device, dtype=torch.float32))
-        except KQuantError:
+        except KQuantError as error:
+            if is_shortage(error):
+                raise
             continue
     return _ready(load_dense(checkpoint.path, auto_class=classes[-1], device=device, dtype=torch.float32))
 

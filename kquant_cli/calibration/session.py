@@ -14,16 +14,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kquant_cli.calibration.memory import require_free
 from kquant_cli.calibration.own_text import FEWEST, LENGTH, write_text
-from kquant_cli.calibration.text_source import OWN, open_source, text_digest
+from kquant_cli.calibration.text_source import OWN, measuring_threads, open_source, text_digest
 from kquant_cli.calibration.unavailable import StatisticsUnavailable, or_unavailable
 from kquant_cli.checkpoint import Checkpoint
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, is_shortage
+from kquant_cli.files.plain_files import is_there
 from kquant_cli.files.safetensors_reader import read_header, read_tensor
 from kquant_cli.files.safetensors_writer import tensor_file
 from kquant_cli.hf.failures import FAILURES
@@ -33,7 +34,6 @@ from kquant_cli.hf.quiet import quiet
 from kquant_cli.hf.tokens import read_tokenizer, text_ids, vocabulary
 
 ENDING: Final = ".text.safetensors"
-ROOM: Final = 3  # times the model's float32 weights: gradients, moments and the text's hidden states beside them
 
 
 @dataclass(frozen=True)
@@ -66,55 +66,57 @@ def open_session(
     file: Path,
     fingerprint: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Session:
     """Load the model, and have or read its tokens; `source` is "own" or a text file, `fingerprint` the checkpoint's.
 
     Raises
     ------
     StatisticsUnavailable
-        The model cannot be run, or there is not the memory for it.
+        The model cannot be run.
+    MemoryShortage
+        Less memory is free than it needs.
     KQuantError
         The text cannot be used, its logits are not finite, or the file cannot be written.
     """
-    _require_memory(checkpoint, device)
+    require_free(checkpoint, device)
     try:
         with quiet():
             model = load_dense(checkpoint.path, device=device, dtype=torch.float32).model.requires_grad_(False)
     except KQuantError as error:
+        if is_shortage(error):
+            raise
         raise StatisticsUnavailable(str(error)) from error
+    checkpoint.require_unchanged()
     described = OWN if source == OWN else open_source(source).description
-    settings = json.dumps([fingerprint, described, tokens, seed, device.type, LENGTH])
+    settings = json.dumps([fingerprint, described, tokens, seed, device.type, measuring_threads(device), LENGTH])
     wanted = sha256(settings.encode()).hexdigest()
-    ids = _kept(file, wanted)
+    there = is_there(file)
+    ids = _kept(file, wanted, vocabulary(model)) if there else None
     if ids is None:
+        if there:
+            say(f"the text in {file} is damaged, or of other settings or weights, and is made again")
         first = _first_token(checkpoint)
         if source == OWN:
             with or_unavailable(checkpoint.name), quiet():
                 ids = write_text(model, tokens, seed=seed, device=device, first=first, progress=progress)
         else:
             ids = _sequences(model, checkpoint, source, tokens)
+        checkpoint.require_unchanged()
         _keep(file, wanted, ids)
     return Session(model, ids, device, described)
 
 
-def _require_memory(checkpoint: Checkpoint, device: torch.device) -> None:
-    needed = ROOM * 4 * sum(info.numel for info in checkpoint.tensors.values())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if needed > free:
-        raise StatisticsUnavailable(
-            f"{checkpoint.name} needs about {needed / 1e9:.1f} GB of memory to be calibrated, and {free / 1e9:.1f} GB "
-            f"are free"
-        )
-
-
 def _first_token(checkpoint: Checkpoint) -> int | None:
     """The token that the tokenizer begins every text with; None where it does not, or there is none."""
-    with suppress(*FAILURES):
+    try:
         tokenizer = read_tokenizer(checkpoint.path)
         ids = text_ids(tokenizer, "a", 8, letters=16, special=True)
-        if len(ids) > 1 and ids[0] == tokenizer.bos_token_id:
-            return int(ids[0])
-    return None
+    except FAILURES as error:
+        if is_shortage(error):
+            raise
+        return None
+    return int(ids[0]) if len(ids) > 1 and ids[0] == tokenizer.bos_token_id else None
 
 
 def _sequences(model: Any, checkpoint: Checkpoint, source: str, tokens: int) -> Tensor:
@@ -141,20 +143,26 @@ def _sequences(model: Any, checkpoint: Checkpoint, source: str, tokens: int) -> 
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
 
 
-def _kept(file: Path, wanted: str) -> Tensor | None:
-    """The tokens of the file, if they are the wanted ones."""
+def _kept(file: Path, wanted: str, size: int) -> Tensor | None:
+    """The tokens of the file, if they are the wanted ones, below `size`."""
     with suppress(OSError, KQuantError, SafetensorError, LookupError):
         infos = read_header(file)
         with safe_open(file, framework="pt") as opened:
             metadata: dict[str, str] = opened.metadata() or {}
         ids = read_tensor(infos["ids"])
-        if metadata["settings"] == wanted and metadata["sha256"] == text_digest(ids):
-            return ids.long()
+        sound = ids.dtype == torch.int32 and ids.ndim == 2 and ids.numel() > 0
+        if sound and metadata["settings"] == wanted and metadata["sha256"] == _digest(ids):
+            return ids.long() if bool(((ids >= 0) & (ids < size)).all()) else None
     return None
 
 
+def _digest(ids: Tensor) -> str:
+    """SHA-256 of the tokens and how they lie."""
+    return sha256(f"{tuple(ids.shape)} {text_digest(ids)}".encode()).hexdigest()
+
+
 def _keep(file: Path, wanted: str, ids: Tensor) -> None:
-    metadata = {"format": "pt", "settings": wanted, "sha256": text_digest(ids)}
+    metadata = {"format": "pt", "settings": wanted, "sha256": _digest(ids)}
     try:
         with tensor_file(file, [("ids", torch.int32, tuple(ids.shape))], metadata) as opened:
             opened.write("ids", ids.int())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +11,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.plain_files import open_plain
 from kquant_cli.files.tensor_bytes import tensor_bytes
 
 RANDOM: Final = "random"
 DATA_FREE: Final = "data-free"  # random tokens, as sensitivities call them
 OWN: Final = "own"  # text that the model itself writes
+MOST_BYTES: Final = 1_000_000_000  # of a text; a calibration reads the first MB
 CAUSAL: Final = ("ForCausalLM", "LMHeadModel")
 DATA_SET: Final = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # the hub's OWNER/NAME, :CONFIG
 LETTERS: Final = 4_000_000  # taken of a data set: more than calibrations read
@@ -49,7 +53,12 @@ def open_source(stats: str, word: str = RANDOM) -> Source:
         path = path.expanduser()
         if path.is_dir() or (not path.exists() and DATA_SET.fullmatch(stats)):
             return _data_set(str(path))
-        content = path.read_bytes()
+        with open_plain(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+                raise KQuantError(
+                    f"{path} has {size} bytes, and kquant reads a text of at most {MOST_BYTES}: give a part"
+                )
+            content = file.read()
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise KQuantError(f"{path} is not UTF-8 text (byte {error.start}): {expected}; convert it to UTF-8") from error
@@ -93,6 +102,11 @@ def is_causal(config: Mapping[str, Any]) -> bool:
     kind = config.get("model_type")
     masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in masked
+
+
+def measuring_threads(device: torch.device | str) -> int:
+    """In how many threads a model is run on that device: 1 for a GPU, whose own number is always the same."""
+    return torch.get_num_threads() if torch.device(device).type == "cpu" else 1
 
 
 def text_digest(ids: Tensor) -> str:

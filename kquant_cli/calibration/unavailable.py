@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, is_shortage
 from kquant_cli.hf.failures import FAILURES, code_sentence, first_line, needs_code
 
 # Why a matrix has no statistics: ends of sentences about several of them.
@@ -23,10 +23,12 @@ class StatisticsUnavailable(KQuantError):  # noqa: N818 (what the user reads is 
 
 @contextmanager
 def or_unavailable(what: str) -> Iterator[None]:
-    """Turn transformers' failure into one sentence about `what`; KQuantError passes."""
+    """Turn transformers' failure into one sentence about `what`; KQuantError passes, and a shortage of memory."""
     try:
         yield
     except FAILURES as error:
+        if is_shortage(error):
+            raise
         said = f"{type(error).__name__}: {first_line(error, 'no reason given').rstrip('.')}"
         reason = code_sentence("it") if needs_code(error) else said
         raise StatisticsUnavailable(f"{what} cannot be run by transformers ({reason})") from error

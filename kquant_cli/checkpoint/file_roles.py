@@ -3,7 +3,9 @@
 config.json                        read, and written anew for the bundle
 the weights, or an index of them   `find_weights`: where transformers looks, in its order, then one file of any name
 weights of other kinds             left behind: other formats, adapters, optimiser states, subfolders such as onnx/
-everything else                    `files_to_copy`: tokenizer, chat template, generation config, licence, pictures
+known companions                   `files_to_copy`: tokenizer, chat template, generation config, licence, pictures, the
+                                   code that config.json names, and the modules of sentence-transformers with weights
+everything else                    left behind and named (`unknown_files`), unless a pattern of the user's asks for it
 """
 
 from __future__ import annotations
@@ -25,6 +27,37 @@ WEIGHTS = (
     *("optimizer*.bin", "scheduler*.bin", "training_args.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.ot"),
     *("*.onnx*", "*.gguf", "*.ggml", "*.tflite", "*.npz", "*.pb", "variables.data-*", "*.mlmodel", "*.nemo"),
 )
+COMPANIONS = (  # of a file's name in lower case, in any folder
+    *(
+        "tokenizer*.json",
+        "tokenizer*.model*",
+        "*.tiktoken",
+        "tekken.json",
+        "added_tokens.json",
+        "special_tokens_map.json",
+    ),
+    *(
+        "vocab.*",
+        "*_vocab.json",
+        "vocab-*.json",
+        "merges.txt",
+        "encoder.json",
+        "emoji.json",
+        "normalizer.json",
+        "dict.txt",
+    ),
+    *("spiece.model", "*sentencepiece*.model", "*.bpe.model", "spm*.model", "*.spm", "bpe.codes", "target_vocab.*"),
+    *("chat_template*", "*.jinja", "generation_config*.json", "preprocessor_config.json", "processor_config.json"),
+    *("video_preprocessor_config.json", "image_processor_config.json", "feature_extractor_config.json"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "configuration.json"),
+    *("readme*", "licen[cs]e*", "copying*", "notice*", "*notices*", "use_policy*", "citation*", "*.md"),
+    *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp"),
+    *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "*processing_*.py", "feature_extraction_*.py"),
+)
+IN_MODULES = ("*.json", "*.txt", "model.safetensors", "pytorch_model.bin")  # and there
+MODULE = re.compile(r"\d+_\w+/[^/]+")  # 2_Dense/model.safetensors, where modules.json lists the modules
+UNSAID = (".gitattributes", ".gitignore", ".gitkeep", ".ds_store", "params.json")  # left behind without a word
+MOST_BYTES = 1_000_000_000  # of a companion that no pattern asks for
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
 
 
@@ -84,9 +117,47 @@ def require_model(names: Collection[str], where: str) -> None:
         raise KQuantError(f"{where} is not a model folder: it holds no {CONFIG}")
 
 
-def files_to_copy(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of `names` that belong to the model but are neither weights in any format nor its config.json."""
-    return tuple(name for name in names if name != CONFIG and not _hidden(name) and not _matches(name, WEIGHTS))
+def files_to_copy(names: Collection[str], patterns: Iterable[str] = (), *, with_code: bool = False) -> tuple[str, ...]:
+    """Those of `names` that belong to the model but are neither its weights nor its config.json.
+
+    `patterns` of the user's, on the name or the whole path, add to the known ones, but for weights that lie beside the
+    model's own, which would be taken for these. `with_code`: the config names code that comes with the model, of which
+    any other may be a part.
+    """
+    modules = "modules.json" in names
+    return tuple(
+        name
+        for name in names
+        if name != CONFIG
+        and not _hidden(name)
+        and (
+            _is_companion(name, modules, names, with_code) or (is_asked_for(name, patterns) and not _own_weights(name))
+        )
+    )
+
+
+def unknown_files(names: Iterable[str], copied: Collection[str]) -> tuple[str, ...]:
+    """Those of `names` that have no role here and are not `copied`: what the user is told of."""
+    roles = (*WEIGHTS, *UNSAID)
+    others = (name for name in names if name not in copied and name not in (CONFIG, ADAPTER_CONFIG))
+    return tuple(name for name in others if not _hidden(name) and not _matches(name, roles))
+
+
+def is_asked_for(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the user's patterns fits the file's name or its whole path."""
+    return any(fnmatchcase(name, pattern) or fnmatchcase(PurePosixPath(name).name, pattern) for pattern in patterns)
+
+
+def _is_companion(name: str, modules: bool, names: Collection[str], with_code: bool) -> bool:
+    if MODULE.fullmatch(name) and _matches(name, IN_MODULES) and (modules or name.endswith(".json")):
+        return not name.endswith(".bin") or str(PurePosixPath(name).with_name("model.safetensors")) not in names
+    if _matches(name, WEIGHTS):
+        return False
+    return _matches(name, COMPANIONS) or (with_code and "/" not in name and name.endswith(".py"))
+
+
+def _own_weights(name: str) -> bool:
+    return "/" not in name and _matches(name, WEIGHTS)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -14,19 +14,21 @@ from torch import Tensor
 
 from kquant_cli.checkpoint.checkpoint import Checkpoint
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.digests import add_file
+from kquant_cli.files.plain_files import open_plain
 from kquant_cli.files.tensor_bytes import tensor_bytes
+from kquant_cli.files.tensor_sums import TensorSum
 from kquant_cli.overlap import ahead
 
 ENDING = ".weight"
+PIECE = 1 << 20  # bytes of a file
 
 
 def content_hash(checkpoint: Checkpoint) -> str:
     """SHA-256 over config and tensors (name, dtype, shape, bytes), however the source's files are cut, and other files.
 
-    Raises KQuantError, naming it, when a file cannot be read, or a tensor holds what is no number. Infinities are an
-    error in a `*.weight`; anything else that has some (masks, a bias that forbids tokens) is noted in
-    `checkpoint.infinite`.
+    What is read later is compared with what was hashed here (`Checkpoint.seen`). Raises KQuantError, naming it, when a
+    file cannot be read or has changed since it was opened, or a tensor holds what is no number. Infinities are an error
+    in a `*.weight`; anything else that has some (masks, a bias that forbids tokens) is noted in `checkpoint.infinite`.
     """
     digest = sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
     with ahead(_data(checkpoint)) as parts:  # some MB are read while others are hashed
@@ -34,7 +36,8 @@ def content_hash(checkpoint: Checkpoint) -> str:
             digest.update(part)
     for file in checkpoint.other_files:
         digest.update(b"\n" + os.fsencode(file) + b"\n")  # a name need not be UTF-8
-        _add_file(digest, checkpoint.path / file)
+        _add_file(digest, checkpoint, checkpoint.path / file)
+    checkpoint.require_unchanged()
     return digest.hexdigest()
 
 
@@ -43,6 +46,7 @@ def _data(checkpoint: Checkpoint) -> Iterator[bytes | memoryview]:
     for name in sorted(checkpoint.tensors):
         info = checkpoint.tensors[name]
         yield f"\n{name} {info.dtype} {tuple(info.shape)}\n".encode()
+        total = TensorSum()
         for piece in checkpoint.pieces(name):
             if piece.is_floating_point() and not (extremes := _extremes(piece)).isfinite().all():
                 if name.endswith(ENDING) or extremes.isnan().any():
@@ -50,7 +54,9 @@ def _data(checkpoint: Checkpoint) -> Iterator[bytes | memoryview]:
                         f"{checkpoint.name}: tensor {name!r} has entries that are not finite; mend the checkpoint"
                     )
                 checkpoint.infinite.add(name)
+            total.add(piece)
             yield tensor_bytes(piece)
+        checkpoint.seen.sums[name] = total.value
 
 
 def _extremes(values: Tensor) -> Tensor:
@@ -59,8 +65,13 @@ def _extremes(values: Tensor) -> Tensor:
     return torch.stack(torch.aminmax(wide)) if values.numel() else torch.zeros(2)
 
 
-def _add_file(digest: Any, path: Path) -> None:
+def _add_file(digest: Any, checkpoint: Checkpoint, path: Path) -> None:
+    own = sha256()
     try:
-        add_file(digest, path)
+        with open_plain(path) as file:
+            while piece := file.read(PIECE):
+                own.update(piece)
+                digest.update(piece)
     except OSError as error:
         raise KQuantError(f"cannot read {path}: {error.strerror or error}") from error
+    checkpoint.seen.sha256[path] = own.hexdigest()

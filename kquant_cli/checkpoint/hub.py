@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import glob
+from collections.abc import Sequence
 from pathlib import Path
 
 from kquant_cli.checkpoint.config_files import read_config, read_index
@@ -15,8 +16,10 @@ from kquant_cli.checkpoint.quantised import refuse_quantised_config
 from kquant_cli.errors import KQuantError
 
 
-def fetch(model: str, revision: str | None) -> Path:
+def fetch(model: str, revision: str | None, patterns: Sequence[str] = ()) -> Path:
     """The snapshot folder of `model` in the local cache, named by its commit hash; downloads what is missing.
+
+    `patterns`: of further files to have beside the known companions.
 
     Raises KQuantError when the name or revision is unknown, the model is no use to kquant (told before its weights are
     downloaded), there is neither a network nor a copy in the cache, or no space is left for it.
@@ -44,7 +47,7 @@ def fetch(model: str, revision: str | None) -> Path:
     except (HTTPError, OSError) as error:
         return _cached(model, revision, error)
     try:
-        return _download(model, revision, [file.rfilename for file in info.siblings or ()])
+        return _download(model, revision, [file.rfilename for file in info.siblings or ()], patterns)
     except GatedRepoError as error:
         raise KQuantError(f"{model!r} is gated: agree to its terms on its page, then run `hf auth login`") from error
     except (HTTPError, OSError) as error:
@@ -71,7 +74,7 @@ def fetch_beside(snapshot: Path, name: str) -> bool:
     return (snapshot / name).is_file()
 
 
-def _download(model: str, revision: str | None, names: list[str]) -> Path:
+def _download(model: str, revision: str | None, names: list[str], patterns: Sequence[str]) -> Path:
     """Look at the small files first, so that a model that is refused costs no download.
 
     The revision goes on by its name, since only then the cache learns which commit it stands for, and works offline.
@@ -80,8 +83,9 @@ def _download(model: str, revision: str | None, names: list[str]) -> Path:
 
     require_model(names, model)
     weights = find_weights(names, model)
-    refuse_quantised_config(read_config(Path(hf_hub_download(model, CONFIG, revision=revision))), model)
-    needed = {CONFIG, weights, *files_to_copy(names)}
+    config = read_config(Path(hf_hub_download(model, CONFIG, revision=revision)))
+    refuse_quantised_config(config, model)
+    needed = {CONFIG, weights, *files_to_copy(names, patterns, with_code="auto_map" in config)}
     if weights.endswith(INDEX_ENDING):
         needed.update(read_index(Path(hf_hub_download(model, weights, revision=revision))).values())
     return Path(

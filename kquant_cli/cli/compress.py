@@ -58,10 +58,11 @@ def compress(
     require_results_file(json_file)
     settings = load_config(config, flags)
     where = resolve_device(device)
-    plan = make_plan(open_checkpoint(model, revision), settings)
+    plan = make_plan(open_checkpoint(model, revision, settings.copy_files), settings)
     out = output or default_output(plan.checkpoint, settings)
     if dry_run:
-        with rehearse(plan, out, overwrite=overwrite, say=_say) as inside:
+        with rehearse(plan, out, device=where, overwrite=overwrite, say=_say) as (rehearsed, inside):
+            plan = rehearsed
             if any(job.config.is_average for job in plan.jobs):
                 plan = _allocated(plan, inside, where)
         values = _plan(plan, out)
@@ -69,7 +70,7 @@ def compress(
         share = f"{plan.weights:,} of {plan.parameters:,} parameters ({values['encoded_share']:.1%})"
         console.print(f"to be encoded: {share}", highlight=False)
         console.print(f"size: {plan.source_bytes / 1e6:.2f} MB -> {_size(plan)}", highlight=False)
-        for note in plan.notes:
+        for note in (*plan.notes, *plan.checkpoint.left_out):
             _say(f"note: {note}")
     else:
         try:
@@ -95,9 +96,10 @@ def _allocated(plan: Plan, out: Path, device: torch.device) -> Plan:
     """The plan with a level count for every matrix; what is measured for it is kept for the real run."""
     from kquant_cli.checkpoint import content_hash
     from kquant_cli.cli.progress import show_progress
+    from kquant_cli.compress.memory import enough_memory
     from kquant_cli.compress.preparation import prepare
 
-    with show_progress(plan, log) as (_, stage, say):
+    with show_progress(plan, log) as (_, stage, say), enough_memory(plan.config):
         prepared = prepare(plan, out, content_hash(plan.checkpoint), device=device, stage=stage, say=say)
     if prepared.allocation is not None:
         console.print(prepared.allocation.sentence(), highlight=False, soft_wrap=True)

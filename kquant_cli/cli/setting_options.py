@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin
 
 import typer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 FLAGS = "flags"
 PANEL = "Settings (over those of --config, over the defaults)"
 LEFT_OUT = ("layers",)  # settings that are no flags
+NAMES = MappingProxyType({"copy_files": ("--copy-files", "--copy")})  # those with a short name, too
 
 
 class SettingsGroup(TyperGroup):
@@ -57,7 +59,7 @@ def with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:
-    option = typer.Option(help=_help(setting), rich_help_panel=PANEL)
+    option = typer.Option(*NAMES.get(setting.key, ()), help=_help(setting), rich_help_panel=PANEL)
     return inspect.Parameter(
         setting.key,
         inspect.Parameter.KEYWORD_ONLY,

@@ -39,6 +39,7 @@ RATES: Final = ((2.5, 4e-3), (3.5, 2e-3), (4.5, 6e-4), (8.0, 3e-4))  # of tuning
 
 Done = Callable[[Job, Staged, float], None]
 Told = Callable[[int, int], None]
+Say = Callable[[str], None]
 
 
 @dataclass
@@ -91,7 +92,7 @@ def encode_calibrated(
     A run that goes on asks anew for those, too, that are there without calibration: its sentences are the same.
     """
     jobs = {job.matrix.name: job for job in plan.jobs if job.calibrated}
-    missing = {name: job for name, job in jobs.items() if not _in_metric(staging.find(name))}
+    missing = {name: job for name, job in jobs.items() if not _in_metric(staging.find(name, job.matrix.shape))}
     waiting, lost = Waiting(plan, staging, device, done), dict.fromkeys(missing, NOT_FOUND)
     if not missing:
         return ()
@@ -124,7 +125,7 @@ def sensitivities(
 
 
 def tune(
-    plan: Plan, session: Session, staged: Mapping[str, Staged], staging: Staging, budget: Budget, told: Told
+    plan: Plan, session: Session, staged: Mapping[str, Staged], staging: Staging, budget: Budget, told: Told, say: Say
 ) -> Tuned | None:
     """Tune the scales of what has been encoded so; None where there is nothing to tune. The session's model is lost."""
     checkpoint, model = plan.checkpoint, session.model
@@ -147,7 +148,7 @@ def tune(
     bits /= sum(m.codes.numel() for m in encoded.values())
     rate = next(rate for most, rate in RATES if bits <= most)
     state = staging.folder / STATE
-    return tuning.run(layers, budget, rate=rate, seed=plan.config.seed, state=state, progress=told)
+    return tuning.run(layers, budget, rate=rate, seed=plan.config.seed, state=state, progress=told, say=say)
 
 
 def _modules(model: Any, plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:

@@ -28,8 +28,8 @@ def require_same(out: Path, fingerprint: str) -> None:
     """Raise KQuantError unless the bundle that is there is whole and of that fingerprint."""
     if open_bundle(out).manifest.get("fingerprint") != fingerprint:
         raise KQuantError(
-            f"{out}: is a bundle of other settings or of another source; give --overwrite to replace it, or another "
-            f"--output"
+            f"{out}: is a bundle of other settings or of another source, or measured in another number of threads; "
+            f"give --overwrite to replace it, or another --output"
         )
 
 

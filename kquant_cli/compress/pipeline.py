@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,12 @@ from kquant_cli.bundle.output_folder import open_output, put_in_place, writing
 from kquant_cli.bundle.part_folder import fresh
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
-from kquant_cli.calibration import import_early, statistics_path
+from kquant_cli.calibration import import_early, measuring_threads, statistics_path
 from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.compress.efforts import tuning_budget
 from kquant_cli.compress.kept_dense import names_of
 from kquant_cli.compress.kept_files import kept_beside
+from kquant_cli.compress.memory import enough_memory, within_memory
 from kquant_cli.compress.output import check_output, is_taken, needed_bytes, ready, require_replaceable, require_same
 from kquant_cli.compress.plan import Job, Plan, describe_texts
 from kquant_cli.compress.preparation import Prepared, Stage, prepare
@@ -47,6 +49,8 @@ from kquant_cli.process_memory import resident_set, return_freed_memory
 
 if TYPE_CHECKING:
     from kquant_cli.tuning.tune import Tuned
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,22 @@ def compress(
     """
     check_output(out, plan.checkpoint.path)
     began = time.perf_counter()
-    needed = needed_bytes(plan)
-    with writing(out, needed), open_output(out, plan.checkpoint.path, say, reading=is_taken(out, overwrite)) as part:
-        folder = None if is_taken(out, overwrite) else ready(part, out, needed, overwrite=overwrite)
+    plan = within_memory(plan, device, say)
+    needed, taken = needed_bytes(plan), is_taken(out, overwrite)
+    with (
+        writing(out, needed),
+        enough_memory(plan.config),
+        open_output(out, plan.checkpoint.path, say, reading=taken) as part,
+    ):
+        folder = None if taken else ready(part, out, needed, overwrite=overwrite)
         measured = plan.config.calibration != "none" and not statistics_path(out).exists()
         with import_early(measured and folder is not None):
-            identity, versions = _identity(plan), _versions(device)
+            identity, versions = _identity(plan, device), _versions(plan, device)
         if folder is None:
             require_same(out, identity["fingerprint"])
             return False
+        for sentence in plan.checkpoint.left_out:
+            say(f"note: {sentence}")
         with kept_beside(out, folder) as inside:
             prepared = prepare(plan, inside, identity["source"]["sha256"], device=device, stage=stage, say=say)
         plan = _with_infinite(prepared.plan, say)
@@ -100,7 +111,7 @@ def compress(
             say(caution)
         notes = _calibrate(prepared, staging, device, progress)
         staged = _encode_all(plan, prepared.scales, staging, device, progress)
-        tuned = _tune(prepared, staged, staging, device, stage)
+        tuned = _tune(prepared, staged, staging, device, stage, say)
         if tuned is not None:
             staged = _restated(plan, staged, tuned, device)
         new = fresh(folder)
@@ -110,39 +121,58 @@ def compress(
         _write(replace(prepared, plan=plan), new, staged, tuned, identity | {"versions": versions})
         run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": resident_set("peak")}
         write_json(new / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
+        plan.checkpoint.require_unchanged()
         put_in_place(folder, out, lambda place: require_replaceable(place, out, overwrite=overwrite))
     return True
 
 
 @contextmanager
 def rehearse(
-    plan: Plan, out: Path, *, overwrite: bool = False, say: Callable[[str], None] = lambda _: None
-) -> Iterator[Path]:
-    """Refuse what `compress` would refuse before its work; within it, `out` as `prepare` takes it.
+    plan: Plan,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[Plan, Path]]:
+    """Refuse what `compress` would refuse before its work; within it, plan and `out` as `prepare` takes them.
 
     Nothing stays that was not there, but the files kept beside `out`. Raises KQuantError as `compress` does.
     """
     check_output(out, plan.checkpoint.path)
-    needed = needed_bytes(plan)
-    with writing(out, needed), open_output(out, plan.checkpoint.path, say, reading=is_taken(out, overwrite)) as part:
-        if is_taken(out, overwrite):
-            require_same(out, _identity(plan)["fingerprint"])
+    plan = within_memory(plan, device, say)
+    needed, taken = needed_bytes(plan), is_taken(out, overwrite)
+    with (
+        writing(out, needed),
+        enough_memory(plan.config),
+        open_output(out, plan.checkpoint.path, say, reading=taken) as part,
+    ):
+        if taken:
+            require_same(out, _identity(plan, device)["fingerprint"])
             say(f"{out}: this bundle is already there and complete")
-            yield out
+            yield plan, out
         else:
             with kept_beside(out, ready(part, out, needed, overwrite=overwrite)) as inside:
-                yield inside
+                yield plan, inside
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
-    """What the manifest says of settings and source, and the fingerprint of both."""
+def _identity(plan: Plan, device: torch.device | str) -> dict[str, Any]:
+    """What the manifest says of settings and source, and the fingerprint of both.
+
+    And what was decided otherwise than the settings say, and the number of threads where it counts: products of large
+    matrices, on which all measurements of a model rest, and some bases, are rounded otherwise by each number.
+    """
     settings, content = plan.config.model_dump(mode="json"), content_hash(plan.checkpoint)
     identity: dict[str, Any] = {"settings": settings, "source": content, "format": FORMAT_VERSION}
     if texts := describe_texts(plan.config):
         identity["texts"] = texts
+    others: dict[str, Any] = {"decided": dict(plan.decided)} if plan.decided else {}
+    if plan.depends_on_threads and (threads := measuring_threads(device)) > 1:
+        others["threads"] = threads
+    identity |= others
     text = json.dumps(identity, sort_keys=True)
     source = {"name": plan.checkpoint.name, "revision": plan.checkpoint.revision, "sha256": content}
-    return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, "source": source}
+    return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, **others, "source": source}
 
 
 def _with_infinite(plan: Plan, say: Callable[[str], None]) -> Plan:
@@ -154,8 +184,9 @@ def _with_infinite(plan: Plan, say: Callable[[str], None]) -> Plan:
     return replace(plan, notes=(*plan.notes, note))
 
 
-def _versions(device: torch.device | str) -> dict[str, str]:
+def _versions(plan: Plan, device: torch.device | str) -> dict[str, str]:
     versions = {"kashin-quant": kquant_cli.__version__, "torch": torch.__version__}
+    versions |= {"transformers": version("transformers")} if plan.is_measured else {}
     kind = torch.device(device).type
     return versions | {"python": platform.python_version(), "device": kind, "loops": loops(kind)}
 
@@ -179,7 +210,7 @@ def _calibrate(
         progress(Progress(job, staged.record, False, seconds))
 
     for job in prepared.plan.jobs:
-        if job.calibrated and (found := staging.find(job.matrix.name)):
+        if job.calibrated and (found := staging.find(job.matrix.name, job.matrix.shape)):
             progress(Progress(job, found.record, True, 0.0))
 
     notes = encode_calibrated(prepared.plan, prepared.moments, staging, torch.device(device), done)
@@ -189,7 +220,12 @@ def _calibrate(
 
 
 def _tune(
-    prepared: Prepared, staged: Mapping[str, Staged], staging: Staging, device: torch.device | str, stage: Stage
+    prepared: Prepared,
+    staged: Mapping[str, Staged],
+    staging: Staging,
+    device: torch.device | str,
+    stage: Stage,
+    say: Say,
 ) -> Tuned | None:
     """Tune what was calibrated on text, if the settings ask for it."""
     budget = tuning_budget(prepared.plan.config, torch.device(device).type)
@@ -205,6 +241,7 @@ def _tune(
         staging,
         budget,
         lambda done, total: stage("tuning of scales and norms", done, total),
+        say,
     )
 
 
@@ -229,7 +266,9 @@ def _encode_all(
     progress: Callable[[Progress], None],
 ) -> dict[str, Staged]:
     """Every matrix, finished and kept, by the name of its tensor."""
-    finished = {job.matrix.tensor: found for job in plan.jobs if (found := staging.find(job.matrix.name))}
+    finished = {
+        job.matrix.tensor: found for job in plan.jobs if (found := staging.find(job.matrix.name, job.matrix.shape))
+    }
     matrices = [job.matrix for job in plan.jobs if job.matrix.tensor not in finished]
     saved: dict[str, Future[Staged]] = {}
     with Behind[Staged]() as behind, ahead(read_weight(plan.checkpoint, m, device) for m in matrices) as weights:
@@ -288,7 +327,8 @@ def _write(
     tuning = {"tuning": tuned.to_dict()} if tuned else {}
     written = write_weights(folder, _entries(checkpoint, staged, tuned))
     write_json(folder / CONFIG, bundle_config(checkpoint.config, staged.values()))
-    copy_files(checkpoint.path, checkpoint.other_files, folder)
+    digests = {file.relative_to(checkpoint.path).as_posix(): d for file, d in checkpoint.seen.sha256.items()}
+    copied = copy_files(checkpoint.path, checkpoint.other_files, folder, digests, follow=True)
     manifest = {
         "format_version": FORMAT_VERSION,
         **identity,
@@ -309,7 +349,7 @@ def _write(
             for job in plan.jobs
             for s in (staged[job.matrix.tensor],)
         },
-        "files": file_hashes(folder, written.sha256),
+        "files": file_hashes(folder, {**written.sha256, **copied}),
     }
     write_json(folder / MANIFEST, manifest)
 

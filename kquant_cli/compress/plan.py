@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from kquant_cli.allocation import possible_levels
 from kquant_cli.bundle.writer import RESERVED
 from kquant_cli.calibration import OWN, describe_source, is_causal
 from kquant_cli.checkpoint import Checkpoint, Matrix, matches, select_matrices, token_matrices
+from kquant_cli.checkpoint.file_roles import is_asked_for
 from kquant_cli.compress.kept_dense import names_of, stay, without_used_weights
 from kquant_cli.config import DENSE, CompressConfig, EncoderConfig, settings_of_matrix, settings_of_tokens
-from kquant_cli.encoders import check_bases, encoded_bytes, takes_metric
+from kquant_cli.encoders import check_bases, encoded_bytes, rounds_by_threads, takes_metric
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.block_names import block_of
 
@@ -60,6 +61,18 @@ class Plan:
     jobs: tuple[Job, ...]
     notes: tuple[str, ...]
     scales_known: bool = False  # whether the jobs say which matrices store a channel scale
+    decided: Mapping[str, str] = field(default_factory=dict)  # what is otherwise than the settings say, by their key
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the model is run: for channel scales, a calibration, or the levels of an average of bits."""
+        return self.config.calibration != "none" or any(job.config.is_average for job in self.jobs)
+
+    @property
+    def depends_on_threads(self) -> bool:
+        """Whether another number of threads of a CPU may give other bytes."""
+        kinds = {(job.matrix.shape, job.config): None for job in self.jobs}
+        return self.is_measured or any(rounds_by_threads(shape, config) for shape, config in kinds)
 
     @property
     def source_bytes(self) -> int:
@@ -114,6 +127,12 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
             raise KQuantError(
                 f"layers: the pattern {rule.match!r} fits no matrix to be encoded; expected one for names such as "
                 f"{selection.matrices[0].name!r}"
+            )
+    for pattern in config.copy_files:
+        if not any(is_asked_for(file.as_posix(), [pattern]) for file in checkpoint.other_files):
+            raise KQuantError(
+                f"`copy_files`: the pattern {pattern!r} fits no file of {checkpoint.path} that can be copied; expected "
+                f"one for names such as finetune.json, and not for the weights"
             )
     made = [_job(matrix, config, checkpoint) for matrix in matrices]
     growing = _that_grow(made, checkpoint, config)

@@ -30,17 +30,19 @@ from kquant_cli.calibration import (
     StatisticsUnavailable,
     column_energy,
     load_or_collect,
+    measuring_threads,
     searched_scale,
     statistics_path,
     text_digest,
     white_error_scale,
 )
 from kquant_cli.compress.efforts import calibration_tokens
+from kquant_cli.compress.memory import within_memory
 from kquant_cli.compress.plan import WORDS, Job, Plan
 from kquant_cli.compress.weights import read_weight
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, is_shortage
 from kquant_cli.hf.quiet import quiet
 from kquant_cli.overlap import ahead
 
@@ -93,6 +95,7 @@ def prepare(
         A text cannot be used, the model cannot be run for sensitivities, or the average of bits is too small.
     """
     where = torch.device(device)
+    plan = within_memory(plan, where, say)
     plan, session, moments = _with_session(plan, out, content, where, stage, say)
     plan, scales, facts = _with_scales(plan, out, content, device, stage, say)
     if session is not None:
@@ -135,10 +138,13 @@ def _with_session(
             file=text_path(out),
             fingerprint=content,
             progress=lambda done, total: stage("the model writes its text", done, total),
+            say=say,
         )
         moments = GradientMoments(session.model, session.ids, device)
         moments.forward(lambda done, total: stage("forward pass on the text", done, total))
     except StatisticsUnavailable as reason:
+        if is_shortage(reason):
+            raise
         said = str(reason).replace(str(plan.checkpoint.path), plan.checkpoint.name)  # no folder of this machine
         if config.calibration != "auto":
             raise KQuantError(f"{said}; give --calibration random or none") from reason
@@ -171,6 +177,8 @@ def _with_scales(
             say=say,
         )
     except StatisticsUnavailable as reason:
+        if is_shortage(reason):
+            raise
         note = f"no channel scaling, which costs quality: {reason}"
         say(f"warning: {note}")
         return replace(plan, notes=(*plan.notes, note)), {}, {"source": "none"}
@@ -282,7 +290,8 @@ def _measured(
 
     config = plan.config
     matrices = [job.matrix for job in plan.jobs]
-    digest = sha256(f"{content} {config.seed} {torch.device(device).type}".encode())
+    where = f"{torch.device(device).type} {measuring_threads(device)}"
+    digest = sha256(f"{content} {config.seed} {where}".encode())
     for matrix in matrices:
         digest.update(f"\n{matrix.name}\n".encode())
         if matrix.name in scales:

@@ -160,6 +160,12 @@ class CompressConfig(EncoderConfig):
 
     include: Patterns = Field((), description="patterns of further matrices to encode, such as lm_head.weight")
     exclude: Patterns = Field((), description="patterns of matrices that stay dense")
+    copy_files: Patterns = Field(
+        (),
+        exclude_if=lambda patterns: not patterns,  # so that the settings of bundles without are what they were
+        description="patterns of files of the source that the bundle gets a copy of, beside the known companions of a "
+        "checkpoint",
+    )
     head_bits: Annotated[int | float, BeforeValidator(_head_bits)] = Field(
         8,
         description="bits of a language model's input embedding and output head, 2 to 8 and outside an average, or 16: "

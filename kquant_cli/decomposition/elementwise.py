@@ -8,7 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CPU_BLOCK = 2**18  # elements: small enough for the cache, and large enough for an operation to be worth two threads
+from kquant_cli.threads import for_each
+
+CPU_BLOCK = (
+    2**18
+)  # elements: small enough for the cache; the threads share the blocks, so that sums are always the same
 GPU_BLOCK = 2**26
 
 
@@ -23,18 +27,17 @@ def measure(residual: Tensor) -> Tensor:
 
 
 def _visit(c: Tensor | None, near: Tensor, part: Tensor | None) -> Tensor:
-    sums = []
-    scratch = near.new_empty(min(near.numel(), _block_size(near)))
-    for r, p in zip(_blocks(near), _blocks(near if part is None else part), strict=True):
-        signs = scratch[: len(r)]
+    def visit(r: Tensor, p: Tensor) -> Tensor:
+        signs = torch.sign(r)
         if c is not None:
-            torch.sign(r, out=signs)
             r.addcmul_(signs, c, value=-1)
             if part is not None:
                 p.addcmul_(signs, c)
-        torch.sign(r, out=signs)
-        sums += [torch.dot(r, signs), torch.dot(signs, signs), torch.dot(r, r)]
-    return torch.stack(sums).view(-1, 3).sum(0, dtype=torch.float64)
+            torch.sign(r, out=signs)
+        return torch.stack([torch.dot(r, signs), torch.dot(signs, signs), torch.dot(r, r)])
+
+    sums = for_each(visit, _blocks(near), _blocks(near if part is None else part), device=near.device)
+    return torch.stack(sums).sum(0, dtype=torch.float64)
 
 
 def _blocks(matrix: Tensor) -> Iterator[Tensor]:

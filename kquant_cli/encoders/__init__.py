@@ -9,6 +9,7 @@ from kquant_cli.encoders.encode import (
     encode_in_metric,
     encoded_bytes,
     relative_error,
+    rounds_by_threads,
     takes_metric,
     unit_losses,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "encoded_bytes",
     "own_settings",
     "relative_error",
+    "rounds_by_threads",
     "settings_of_all",
     "takes_metric",
     "unit_losses",

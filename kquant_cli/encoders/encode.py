@@ -9,10 +9,13 @@ from typing import Any, Protocol
 
 import torch
 
-from kquant_cli.bases import basis_for
+from kquant_cli.bases import BASES, basis_for
 from kquant_cli.encoded import SIDES, EncodedMatrix
 from kquant_cli.encoders.encoder import Encoder, EncoderSettings
 from kquant_cli.encoders.metric import Metric
+from kquant_cli.threads import alone
+
+SMALL = 2**15  # entries of a matrix that no threads are worth
 
 
 class Choice(Protocol):
@@ -37,6 +40,12 @@ def check_bases(shape: tuple[int, int], choice: Choice) -> None:
     for side in SIDES:
         if (spec := getattr(frame, side)) is not None:
             basis_for(spec)
+
+
+def rounds_by_threads(shape: tuple[int, int], choice: Choice) -> bool:
+    """Whether a basis of the frame multiplies as a whole matrix, which each number of threads rounds otherwise."""
+    frame = choice.chosen.layout(shape, choice.level_count, choice.settings).frame
+    return any(BASES[spec.kind].by_threads for side in SIDES if (spec := getattr(frame, side)) is not None)
 
 
 def encoded_bytes(shape: tuple[int, int], choice: Choice, *, in_metric: bool = False) -> int:
@@ -70,6 +79,12 @@ def encode(weight: torch.Tensor, choice: Choice, channel_scale: torch.Tensor | N
     KQuantError
         The basis cannot have a size of the matrix.
     """
+    if weight.numel() <= SMALL:
+        return alone(_encode, weight, choice, channel_scale, device=weight.device)
+    return _encode(weight, choice, channel_scale)
+
+
+def _encode(weight: torch.Tensor, choice: Choice, channel_scale: torch.Tensor | None) -> EncodedMatrix:
     compute = _checked(weight)
     if channel_scale is None:
         return _with_errors(weight, compute, choice.chosen.encode(compute, choice.level_count, choice.settings))

@@ -6,7 +6,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from kquant_cli.files.plain_file import open_plain
+from kquant_cli.files.plain_files import open_plain
 
 
 def file_sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.atomic import whole_file, write_all
-from kquant_cli.files.plain_file import open_plain
+from kquant_cli.files.plain_files import open_plain
 from kquant_cli.files.safe_names import is_control
 
 MOST_BYTES = 100_000_000  # the index of a thousand shards takes 10 MB; safetensors' own bound on a header is the same

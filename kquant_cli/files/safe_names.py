@@ -36,16 +36,15 @@ def stays_inside(name: object) -> bool:
 def leads_outside(folder: Path, name: str) -> bool:
     """Whether the file `name` of `folder` is, once links are followed, none of the folder's.
 
-    A snapshot in the cache of the hub is made of links to the blobs beside it: the folder of the whole model
-    (`models--OWNER--NAME`) counts as its own.
+    The files of a snapshot in the cache of the hub are links to the blobs of that model: these are its own.
     """
     try:
         home = folder.resolve()
-        if is_snapshot(home):
-            home = home.parent.parent
-        return not (folder / name).resolve().is_relative_to(home)
+        places = (home, home.parent.parent / "blobs") if is_snapshot(home) else (home,)
+        real = (folder / name).resolve()
     except (OSError, RuntimeError):  # a loop of links
         return True
+    return not any(real.is_relative_to(place) for place in places)
 
 
 def is_snapshot(folder: Path) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.files.json_object import parse
-from kquant_cli.files.plain_file import open_plain
+from kquant_cli.files.plain_files import open_plain
 from kquant_cli.files.safetensors_format import DTYPES, TensorInfo
 
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from kquant_cli.files.tensor_sums import tensor_sum
 from kquant_cli.hf.blocks import numbered_blocks, replaced, without_logits
 from kquant_cli.tuning.budget import Budget
 from kquant_cli.tuning.distillation import divergence
@@ -94,6 +95,7 @@ class Tuning:
         seed: int,
         state: Path | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> Tuned:
         """Tune the model, whose `layers` are now the student's; `state` is a file of the run's own."""
         held_out = list(range(0, len(self.ids), HELD_OUT)) if len(self.ids) > 1 else [0]
@@ -105,7 +107,7 @@ class Tuning:
             parameter.requires_grad_(True)
         first = [parameter.detach().clone() for parameter in parameters]
         try:
-            steps, notes = self._descend(parameters, trained, budget, rate, seed, state, progress)
+            steps, notes = self._descend(parameters, trained, budget, rate, seed, state, progress, say)
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(False)
@@ -137,12 +139,16 @@ class Tuning:
         seed: int,
         state: Path | None,
         progress: Callable[[int, int], None],
+        say: Callable[[str], None],
     ) -> tuple[int, tuple[str, ...]]:
         """Adam's steps: how many, and what the user should know."""
         optimizer = torch.optim.Adam(parameters, lr=rate, betas=BETAS)
-        total, step = budget.steps, 0
-        if state is not None and (saved := load_state(state, optimizer, parameters)) is not None:
-            step, total = saved
+        total, step, key = budget.steps, 0, self._key(parameters, budget, rate, seed)
+        if state is not None and state.exists():
+            if (saved := load_state(state, optimizer, parameters, key)) is not None:
+                step, total = saved
+            else:
+                say(f"what was saved of the tuning in {state} is damaged, or of another run: the tuning begins anew")
         order = _shuffled(trained, seed)
         began = saved_at = time.monotonic()
         while total is None or step < total:
@@ -163,9 +169,14 @@ class Tuning:
             step += 1
             progress(step, wanted)
             if state is not None and total is not None and time.monotonic() - saved_at > SAVED_EVERY:
-                save_state(state, optimizer, parameters, step, total)
+                save_state(state, optimizer, parameters, step, total, key)
                 saved_at = time.monotonic()
         return step, ()
+
+    def _key(self, parameters: Sequence[nn.Parameter], budget: Budget, rate: float, seed: int) -> str:
+        """What a tuning depends on, as text: its text, its settings, and where it begins."""
+        begin = [tensor_sum(parameter.detach()) for parameter in parameters]
+        return str([tensor_sum(self.ids), TOKENS, asdict(budget), rate, seed, begin])
 
     def _gradient(self, numbers: Sequence[int]) -> float:
         """The mean loss of these sequences; its gradient goes to the parameters."""

@@ -77,6 +77,9 @@ def test_whatever_differs_is_measured_anew(ask: Ask, tmp_path: Path) -> None:
         lambda _: "[]",
         lambda _: '{"sensitivities":' * 100_000,
         lambda _: "\xff",
+        lambda text: text.replace("1.1", "1.2"),
+        lambda text: text.replace("a note", "another note"),
+        lambda text: text.replace('"sha256"', '"sha257"'),
         lambda text: text.replace("1.1", "-1.1"),
         lambda text: text.replace("1.1", "NaN"),
         lambda text: text.replace("1.1", '"1.1"'),
@@ -87,8 +90,21 @@ def test_a_damaged_file_is_measured_anew(damage: Callable[[str], str], ask: Ask,
     expected, _, _ = ask()
     file = tmp_path / "kept" / "sensitivity.json"
     file.write_text(damage(file.read_text()), encoding="latin-1")
-    assert ask()[:2] == (expected, True)
-    assert ask()[:2] == (expected, False)
+    found, measured, said = ask()
+    assert (found, measured) == (expected, True)
+    assert said == [
+        f"the sensitivities in {file} are damaged, or of other settings or weights, and are measured again",
+        "a note",
+    ]
+    assert ask() == (expected, False, ["a note"])
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_plain_file_is_in_the_way(make: Callable[[Path], None], ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    make(tmp_path / "kept" / "sensitivity.json")
+    with pytest.raises(KQuantError, match=r"sensitivity\.json is in the way, and is no plain file: move it"):
+        ask()
 
 
 def test_a_place_that_cannot_be_written_is_told(ask: Ask, tmp_path: Path) -> None:

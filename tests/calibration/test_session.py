@@ -1,5 +1,8 @@
 """The model in memory with its tokens: kept in a file, read again, or of a text; what cannot be is a sentence."""
 
+import errno
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +11,11 @@ import tiny_text_models
 import torch
 from safetensors.torch import load_file, save_file
 
-from kquant_cli.calibration import session
+from kquant_cli.calibration import memory, session
 from kquant_cli.calibration.session import open_session, text_path
 from kquant_cli.calibration.unavailable import StatisticsUnavailable
 from kquant_cli.checkpoint import open_checkpoint
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, MemoryShortage, is_shortage
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +25,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def ask(model, tmp_path):
-    def ask(source="own", tokens=300, folder=model, seed=2, fingerprint="f"):
+    def ask(source="own", tokens=300, folder=model, seed=2, fingerprint="f", say=lambda _: None):
         file = tmp_path / "b.text.safetensors"
-        options = {"seed": seed, "device": torch.device("cpu"), "file": file, "fingerprint": fingerprint}
+        options = {"seed": seed, "device": torch.device("cpu"), "file": file, "fingerprint": fingerprint, "say": say}
         return open_session(open_checkpoint(folder), source, tokens, **options)
 
     return ask
@@ -79,6 +82,14 @@ def _no_metadata(file):
     save_file(load_file(file), file)
 
 
+def _other_shape(file):
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file({"ids": load_file(file)["ids"].view(2, -1)}, file, metadata)
+
+
 def _nothing(file):
     file.write_bytes(b"")
 
@@ -87,21 +98,48 @@ def _text(file):
     file.write_text("these are no tokens")
 
 
-@pytest.mark.parametrize("damage", [_cut, _other_tokens, _no_metadata, _nothing, _text])
+@pytest.mark.parametrize("damage", [_cut, _other_tokens, _no_metadata, _other_shape, _nothing, _text])
 def test_a_damaged_file_is_written_anew(ask, written, tmp_path, damage):
     first = ask()
     file = tmp_path / "b.text.safetensors"
     whole = file.read_bytes()
     damage(file)
-    assert torch.equal(ask().ids, first.ids)
+    said = []
+    assert torch.equal(ask(say=said.append).ids, first.ids)
+    assert said == [f"the text in {file} is damaged, or of other settings or weights, and is made again"]
     assert len(written) == 2
     assert file.read_bytes() == whole
 
 
-def test_a_file_that_cannot_be_written_is_a_sentence(ask, tmp_path):
-    (tmp_path / "b.text.safetensors").mkdir()
+def test_a_file_that_cannot_be_written_is_a_sentence(ask, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(KQuantError, match=r"b\.text\.safetensors cannot be written \(.*\): choose another --output"):
         ask()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_plain_file_is_in_the_way(ask, written, tmp_path, make):
+    make(tmp_path / "b.text.safetensors")
+    with pytest.raises(KQuantError, match=r"b\.text\.safetensors is in the way, and is no plain file: move it"):
+        ask()
+    assert written == []
+
+
+def test_a_shortage_of_memory_is_not_taken_for_a_model_that_cannot_be_run(ask, monkeypatch):
+    for words in (
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to",
+        "CUDA out of memory.",
+    ):
+        for place in ("load_dense", "read_tokenizer", "write_text"):
+            with monkeypatch.context() as patch:
+                patch.setattr(session, place, lambda *_, words=words, **__: (_ for _ in ()).throw(RuntimeError(words)))
+                with pytest.raises(Exception) as caught:
+                    ask()
+                assert not isinstance(caught.value, StatisticsUnavailable), place
+                assert is_shortage(caught.value), place
 
 
 def test_a_text_of_the_users(ask, written, tmp_path):
@@ -153,9 +191,11 @@ def test_tokens_beyond_the_vocabulary_are_a_sentence(ask, tmp_path):
 
 
 def test_too_little_memory_is_said_before_the_model_is_loaded(ask, monkeypatch):
-    monkeypatch.setattr(session.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(session, "load_dense", None)
-    with pytest.raises(StatisticsUnavailable, match=r"needs about 0\.0 GB of memory to be calibrated, and 0\.0 GB are"):
+    with pytest.raises(
+        MemoryShortage, match=r"needs about 0\.0 GB of memory to be calibrated, and 0\.0 GB are free: end"
+    ):
         ask()
 
 

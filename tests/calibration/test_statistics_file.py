@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kquant_cli.calibration import InputGroup, InputStatistics, StatisticsUnavailable, load_or_collect, statistics_path
+from kquant_cli.calibration.moments import load_with_fingerprint
 from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.safetensors_writer import TensorWriter
@@ -77,6 +78,15 @@ def test_the_file_lies_beside_the_bundle():
     assert statistics_path(Path("a.b")) == Path("a.b.stats.safetensors")
 
 
+DOUBLE = torch.float64
+IMPOSSIBLE = (
+    torch.ones(33, dtype=DOUBLE),
+    -torch.ones(32, dtype=DOUBLE),
+    torch.ones(32),
+    torch.ones(4, 8, dtype=DOUBLE),
+)
+
+
 class Run:
     """Calls `load_or_collect` and remembers what was said and whether anything was measured."""
 
@@ -135,6 +145,28 @@ def test_another_text_is_measured_again(tiny_llama: Path, tmp_path: Path):
     text.write_text("3210")
     run(stats=str(text))
     assert run.measured
+
+
+@pytest.mark.parametrize("moments", IMPOSSIBLE)
+def test_moments_that_no_such_input_can_have_are_measured_again_with_a_word(run: Run, moments: torch.Tensor):
+    """Though key and digest are right."""
+    first = run()
+    fingerprint = load_with_fingerprint(run.file)[1]
+    others = tuple(InputGroup(group.members, moments) for group in first.groups)
+    InputStatistics(others, first.source, first.tokens).save(run.file, fingerprint)
+    assert same(run(), first)
+    assert run.measured
+    assert len(run.said) == 1
+    assert "measured again" in run.said[0]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_plain_file_is_in_the_way(run: Run, make: Any):
+    run.file.parent.mkdir()
+    make(run.file)
+    with pytest.raises(KQuantError, match="is in the way, and is no plain file: move it"):
+        run()
+    assert not run.measured
 
 
 def test_a_damaged_file_is_measured_again_with_a_word(run: Run):

@@ -1,6 +1,7 @@
 """Opening checkpoints in every layout: the tensors, ties and other files are those that were saved."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
-from kquant_cli.checkpoint import open_checkpoint
+from kquant_cli.checkpoint import file_roles, open_checkpoint
 
 
 def same(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -210,7 +211,7 @@ def test_a_shards_tensor_that_the_index_forgot_is_kept_and_a_double_is_read_wher
     assert torch.equal(checkpoint.read("a"), torch.full((2,), 2.0))
 
 
-def test_other_files_are_all_that_is_not_weights(tmp_path, state):
+def test_other_files_are_the_known_companions(tmp_path, state):
     folder = folder_with(tmp_path / "m")
     save_file(state, folder / "model.safetensors")
     copied = (
@@ -222,7 +223,15 @@ def test_other_files_are_all_that_is_not_weights(tmp_path, state):
             "chat_template.jinja",
             "generation_config.json",
         ),
-        *("LICENSE", "README.md", "modeling_custom.py", ".gitattributes", "1_Pooling/config.json", "images/a/plot.png"),
+        *("LICENSE", "README.md", "modeling_custom.py", "1_Pooling/config.json", "images/a/plot.png"),
+        *("additional_chat_templates/tool_use.jinja", "tekken.json", "sentencepiece.bpe.model", "qwen.tiktoken"),
+        *(
+            "USE_POLICY.md",
+            "Notice.txt",
+            "preprocessor_config.json",
+            "spiece.model",
+            "config_sentence_transformers.json",
+        ),
     )
     left = (
         *("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "tf_model.h5"),
@@ -242,23 +251,109 @@ def test_other_files_are_all_that_is_not_weights(tmp_path, state):
             "fp16/model.safetensors",
             "MODEL.GGUF",
         ),
+        *(
+            ".gitattributes",
+            ".env",
+            "finetune.json",
+            "secret.txt",
+            "helper.py",
+            "sub/extra.txt",
+            "2_Dense/model.safetensors",
+        ),
         *(".git/config", ".cache/huggingface/download/x.metadata", "bundles/m/kquant.json", "bundles/m/README.md"),
     )
     for name in (*copied, *left):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
-    assert {path.as_posix() for path in open_checkpoint(folder).other_files} == set(copied)
+    checkpoint = open_checkpoint(folder)
+    assert {path.as_posix() for path in checkpoint.other_files} == set(copied)
+    assert checkpoint.left_out == (
+        f"not copied from {folder}, since kquant knows no role for them: .env, finetune.json, helper.py, secret.txt, "
+        f"sub/extra.txt; --copy PATTERN copies what it fits",
+    )
 
 
-def test_links_to_files_are_followed_as_in_the_hubs_cache(tmp_path, state):
+def test_what_a_pattern_of_the_users_adds(tmp_path, state):
+    """By name or path, hidden ones too; never weights that would be taken for the model's own."""
     folder = folder_with(tmp_path / "m")
+    save_file(state, folder / "model.safetensors")
+    (folder / "sub").mkdir()
+    for name in (".env", "a.txt", "sub/b.txt", "sub/c.bin", "pytorch_model.bin", "x.onnx"):
+        (folder / name).write_text("x")
+    checkpoint = open_checkpoint(folder, copy_files=["*.txt", ".env", "sub/*", "*.bin", "*.onnx", "config.json"])
+    assert [file.as_posix() for file in checkpoint.other_files] == [".env", "a.txt", "sub/b.txt", "sub/c.bin"]
+    assert checkpoint.left_out == ()
+
+
+def test_code_that_the_config_names_comes_with_its_helpers(tmp_path, state):
+    folder = folder_with(tmp_path / "m")
+    save_file(state, folder / "model.safetensors")
+    (folder / "helper.py").write_text("x")
+    assert open_checkpoint(folder).other_files == ()
+    (folder / "config.json").write_text('{"auto_map": {"AutoConfig": "code.C"}}')
+    assert open_checkpoint(folder).other_files == (Path("helper.py"),)
+
+
+def test_the_modules_of_sentence_transformers_come_with_their_weights(tmp_path, state):
+    folder = folder_with(tmp_path / "m")
+    save_file(state, folder / "model.safetensors")
+    for name in (
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "2_Dense/pytorch_model.bin",
+        "3_Old/pytorch_model.bin",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    (folder / "modules.json").write_text("[]")
+    copied = [file.as_posix() for file in open_checkpoint(folder).other_files]
+    assert copied == ["2_Dense/config.json", "2_Dense/model.safetensors", "3_Old/pytorch_model.bin", "modules.json"]
+
+
+def test_a_companion_that_is_too_large_is_left_out_by_name(tmp_path, state):
+    folder = folder_with(tmp_path / "m")
+    save_file(state, folder / "model.safetensors")
+    for name in ("tokenizer.json", "README.md"):
+        with (folder / name).open("wb") as file:
+            file.truncate(file_roles.MOST_BYTES + (name == "README.md"))
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.other_files == (Path("tokenizer.json"),)
+    assert checkpoint.left_out == (
+        f"not copied from {folder}, since they have more than 1 GB: README.md; --copy PATTERN copies what it fits",
+    )
+    assert set(open_checkpoint(folder, copy_files=["*.md"]).other_files) == {Path("tokenizer.json"), Path("README.md")}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_pipes_and_devices_are_no_files_of_a_checkpoint(tmp_path, state):
+    folder = folder_with(tmp_path / "m")
+    save_file(state, folder / "model.safetensors")
+    os.mkfifo(folder / "tokenizer.json")
+    (folder / "vocab.txt").symlink_to("/dev/zero")
+    assert open_checkpoint(folder, copy_files=["*"]).other_files == ()
+
+
+def test_links_to_files_are_followed_within_the_folder_and_the_hubs_cache(tmp_path, state):
+    """The weights' always: only tensors are read of them."""
+    (tmp_path / "models--a--b" / "snapshots").mkdir(parents=True)
+    folder = folder_with(tmp_path / "models--a--b" / "snapshots" / "c0ffee")
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    for name in ("blob", "models--a--b/blobs/1", "models--a--b/text"):
+        (tmp_path / name).write_text("x")
     save_file(state, tmp_path / "blob")
-    (tmp_path / "text").write_text("x")
     (folder / "model.safetensors").symlink_to(tmp_path / "blob")
-    (folder / "tokenizer.json").symlink_to("../text")
+    (folder / "tokenizer.json").symlink_to("../../blobs/1")
+    (folder / "vocab.txt").symlink_to("tokenizer.json")
+    (folder / "README.md").symlink_to("../../text")
+    (folder / "LICENSE").symlink_to(tmp_path / "blob")
     checkpoint = open_checkpoint(folder)
     assert checkpoint.tensors.keys() == state.keys()
-    assert checkpoint.other_files == (Path("tokenizer.json"),)
+    assert checkpoint.other_files == (Path("tokenizer.json"), Path("vocab.txt"))
+    assert checkpoint.left_out == (
+        f"not copied from {folder}, since they lie elsewhere, behind links: LICENSE, README.md; --copy PATTERN "
+        f"copies what it fits",
+    )
+    assert Path("LICENSE") in open_checkpoint(folder, copy_files=["LICENSE"]).other_files
 
 
 # VmHWM, since ru_maxrss counts the peak of the process that started this one

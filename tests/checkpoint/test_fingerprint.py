@@ -35,19 +35,19 @@ def expected(folder: Path, *files: bytes) -> str:
 def test_the_definition(folder):
     assert content_hash(open_checkpoint(folder)) == expected(folder)
     (folder / "tokenizer.json").write_bytes(bytes(range(256)) * 10_000)
-    (folder / "a\u00e9.txt").write_text("x")
-    files = ("a\u00e9.txt".encode(), b"tokenizer.json")
+    (folder / "a\u00e9.md").write_text("x")
+    files = ("a\u00e9.md".encode(), b"tokenizer.json")
     assert content_hash(open_checkpoint(folder)) == expected(folder, *files)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are UTF-8")
 def test_a_file_name_that_is_not_utf8(folder):
-    Path(os.fsdecode(bytes(folder) + b"/caf\xe9.txt")).write_text("x")
-    assert content_hash(open_checkpoint(folder)) == expected(folder, b"caf\xe9.txt")
+    Path(os.fsdecode(bytes(folder) + b"/caf\xe9.md")).write_text("x")
+    assert content_hash(open_checkpoint(folder)) == expected(folder, b"caf\xe9.md")
 
 
 def test_a_large_file_is_not_held_in_memory(folder):
-    with (folder / "large.json").open("wb") as file:
+    with (folder / "tokenizer.json").open("wb") as file:
         file.truncate(32 << 20)
     checkpoint = open_checkpoint(folder)
     tracemalloc.start()

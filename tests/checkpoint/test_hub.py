@@ -124,7 +124,8 @@ MODELS: dict[str, dict[str, bytes]] = {
         "pytorch_model.bin": b"x" * 100,
         "tokenizer[1].json": b"{}",
         "LICENSE": b"free",
-        "sub/extra.txt": b"x",
+        "sub/extra.md": b"x",
+        **dict.fromkeys((".env", "secret.txt"), b"x"),
         **dict.fromkeys(("flax_model.msgpack", "tf_model.h5", "model.gguf", "onnx/model.onnx", "original/a.pth"), b"x"),
     },
     "owner/shards": {
@@ -142,7 +143,7 @@ MODELS: dict[str, dict[str, bytes]] = {
     "owner/flax": {"config.json": CONFIG, "flax_model.msgpack": b"x"},
 }
 WANTED = {
-    "owner/whole": {"config.json", "model.safetensors", "tokenizer[1].json", "LICENSE", "sub/extra.txt"},
+    "owner/whole": {"config.json", "model.safetensors", "tokenizer[1].json", "LICENSE", "sub/extra.md"},
     "owner/shards": set(MODELS["owner/shards"]) - {"consolidated.safetensors"},
 }
 

@@ -322,9 +322,7 @@ def test_a_bin_that_changed_since_it_was_opened(folder):
     torch.save(WEIGHT, folder / "pytorch_model.bin")
     checkpoint = open_checkpoint(folder)
     torch.save({name: tensor[:2] for name, tensor in WEIGHT.items()}, folder / "pytorch_model.bin")
-    with pytest.raises(
-        KQuantError, match=r"'model\.layers\.0\.fc\.weight' from .*pytorch_model\.bin: the file has changed"
-    ):
+    with pytest.raises(KQuantError, match=r"pytorch_model\.bin has changed since this run began to read it"):
         checkpoint.read("model.layers.0.fc.weight")
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(KQuantError, match=r"cannot read .*pytorch_model\.bin: No such file"):
@@ -336,5 +334,5 @@ def test_a_shard_that_was_cut_since_it_was_opened(folder):
     checkpoint = open_checkpoint(folder)
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(KQuantError, match=r"'model\.layers\.0\.fc\.weight' from .*model\.safetensors: the file ends"):
+    with pytest.raises(KQuantError, match=r"model\.safetensors has changed since this run began"):
         checkpoint.read("model.layers.0.fc.weight")

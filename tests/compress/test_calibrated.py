@@ -13,7 +13,7 @@ from whole_runs import assert_decodes, compress, encoded_bits, hashes, scales
 
 from kquant_cli.allocation import fused_groups
 from kquant_cli.bases import basis_for
-from kquant_cli.calibration import session
+from kquant_cli.calibration import memory
 from kquant_cli.calibration.gradient_moments import GradientMoments
 from kquant_cli.calibration.session import open_session
 from kquant_cli.checkpoint import open_checkpoint
@@ -194,17 +194,27 @@ def test_rules_and_matrices_outside_the_blocks(whole, tiny_llama):
 
 
 @pytest.mark.parametrize("calibration", ["auto", "own"])
-def test_too_little_memory(tiny_llama, tmp_path, monkeypatch, calibration):
-    monkeypatch.setattr(session.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+def test_too_little_memory_at_this_time_is_an_error(tiny_llama, tmp_path, monkeypatch, calibration):
+    """What is free comes and goes: it must not decide what a bundle is."""
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=1 << 40))
+    with pytest.raises(KQuantError, match=r"GB are free: end other programs, or give --calibration random or none$"):
+        calibrated(tiny_llama, tmp_path / "b", calibration=calibration)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_memory_at_all_is_decided_beforehand_and_part_of_the_fingerprint(tiny_llama, tmp_path, monkeypatch):
+    whole = calibrated(tiny_llama, tmp_path / "whole")
+    monkeypatch.setattr(memory, "_process_limits", lambda: [1000])
     said = []
-    if calibration == "own":
-        with pytest.raises(KQuantError, match=r"GB are free; give --calibration random or none$"):
-            calibrated(tiny_llama, tmp_path / "b", calibration=calibration)
-        assert list(tmp_path.iterdir()) == []
-        return
     bundle = calibrated(tiny_llama, tmp_path / "b", said.append)
     (note,) = (note for note in bundle.manifest["notes"] if note.startswith("no calibration on the model's own text"))
-    assert f"warning: {note}" in said
+    assert f"warning: {note} (0.0 GB)" in said
+    assert bundle.manifest["decided"] == {"calibration": "random"}
+    assert "decided" not in whole.manifest
+    assert bundle.manifest["settings"] == whole.manifest["settings"]
+    assert bundle.manifest["fingerprint"] != whole.manifest["fingerprint"]
+    with pytest.raises(KQuantError, match="is a bundle of other settings"):
+        calibrated(tiny_llama, tmp_path / "whole")
     assert "tuning" not in bundle.manifest
     expected = compress(tiny_llama, tmp_path / "random", bits=2)
     found, tensors = (load_file(one.infos["lm_head.weight"].file) for one in (bundle, expected))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -197,15 +198,17 @@ def test_decompress_replaces_only_what_it_wrote(tiny_llama, tmp_path):
 
 def test_files_in_subfolders_survive_the_way_there_and_back(tmp_path):
     source = tiny_models.make("llama", tmp_path / "source")
-    for name in ("1_Pooling/config.json", "results/old.json", "run.json"):
+    for name in ("1_Pooling/config.json", "results/README.md", "run.json"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("{}")
-    plan = make_plan(open_checkpoint(source), CompressConfig(**QUICK))
+    plan = make_plan(
+        open_checkpoint(source, copy_files=["run.json"]), CompressConfig(**QUICK, copy_files=("run.json",))
+    )
     assert "run.json is not copied" in plan.notes[-1]
     pipeline.compress(plan, tmp_path / "b")
     write_dense(open_bundle(tmp_path / "b"), tmp_path / "dense")
     assert (tmp_path / "dense" / "1_Pooling" / "config.json").exists()
-    assert (tmp_path / "dense" / "results" / "old.json").exists()
+    assert (tmp_path / "dense" / "results" / "README.md").exists()
 
 
 def test_a_rule_for_no_layer_is_refused(tiny_llama, tmp_path):
@@ -334,3 +337,34 @@ def test_a_config_with_infinity_is_passed_on_as_transformers_writes_it(tiny_llam
     written = (tmp_path / "bundle" / "config.json").read_text()
     config = json.loads(written, parse_constant=pytest.fail)
     assert config["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+
+
+def test_unknown_files_are_named_once_and_copied_on_demand(kquant, tmp_path, read):
+    """What lies beside a model need not be for others to see."""
+    source = tiny_models.make("llama", tmp_path / "source")
+    for name in (".env", "notes.txt", "LICENSE"):
+        (source / name).write_text("x")
+    os.mkfifo(source / "tokenizer.json")
+    (source / "vocab.txt").symlink_to("/dev/zero")
+    plain = ("--encoder", "uniform", "--calibration", "none", "--device", "cpu")
+    first = kquant("compress", source, "-o", tmp_path / "a", *plain)
+    assert first.code == 0
+    sentence = f"note: not copied from {source}, since kquant knows no role for them: .env, notes.txt; --copy PATTERN"
+    assert first.err.count(sentence) == 1
+    ours = {
+        "config.json",
+        "kquant.json",
+        "run.json",
+        "model.safetensors.index.json",
+        "model-00001-of-00001.safetensors",
+    }
+    assert {file.name for file in (tmp_path / "a").iterdir()} == {*ours, "generation_config.json", "LICENSE"}
+    assert read(tmp_path / "a" / "kquant.json")["settings"].keys().isdisjoint({"copy_files"})
+    second = kquant("compress", source, "-o", tmp_path / "b", *plain, "--copy", "*.txt", "--copy", ".env")
+    assert second.code == 0
+    assert "not copied" not in second.err
+    assert (tmp_path / "b" / ".env").read_text() == (tmp_path / "b" / "notes.txt").read_text() == "x"
+    assert read(tmp_path / "b" / "kquant.json")["settings"]["copy_files"] == ["*.txt", ".env"]
+    third = kquant("compress", source, "-o", tmp_path / "c", *plain, "--copy", "nothing*")
+    assert third.code == 2
+    assert "`copy_files`: the pattern 'nothing*' fits no file" in third.err

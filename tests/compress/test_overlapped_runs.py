@@ -59,7 +59,7 @@ def test_a_run_syncs_a_few_files_whatever_the_number_of_matrices(run, monkeypatc
     assert 5 <= len(calls) <= SYNCS
 
 
-def test_a_source_that_is_cut_while_it_is_read_is_one_sentence_and_the_rest_stays(run, source, monkeypatch, tmp_path):
+def test_a_source_that_is_cut_while_it_is_read_is_one_sentence(run, source, monkeypatch, tmp_path):
     """In the thread that reads ahead, while another matrix is encoded."""
     file = source / "model.safetensors"
     whole = file.read_bytes()
@@ -72,7 +72,7 @@ def test_a_source_that_is_cut_while_it_is_read_is_one_sentence_and_the_rest_stay
     monkeypatch.setattr(pipeline, "content_hash", hashed_then_cut)
     result = run()
     assert result.code == 2
-    assert "cannot read tensor 'model.layers.1.mlp.down_proj.weight'" in result.err
+    assert f"{file} has changed since this run began to read it" in result.err
     assert result.err.count("error:") == 1
     assert not (tmp_path / "b").exists()
     assert not list(tmp_path.rglob("*.tmp"))
@@ -80,7 +80,7 @@ def test_a_source_that_is_cut_while_it_is_read_is_one_sentence_and_the_rest_stay
     file.write_bytes(whole)
     again = run()
     assert again.code == 0
-    assert again.err.count("resumed from an earlier run") == 7, "all of the block before"
+    assert "resumed from an earlier run" not in again.err, "of a changed file nothing is believed"
 
 
 @pytest.mark.parametrize(("matrix", "before"), [("0.mlp.up_proj", 2), ("1.self_attn.v_proj", 13)])

@@ -71,3 +71,23 @@ def test_a_snapshot_of_the_hub_has_its_blobs(tmp_path: Path) -> None:
     (snapshot / "other").symlink_to("../../../models--owner--other/blobs/123")
     assert not leads_outside(snapshot, "own")
     assert leads_outside(snapshot, "other")
+
+
+def test_where_links_lead(tmp_path):
+    folder = tmp_path / "models--a" / "snapshots" / "c0"
+    folder.mkdir(parents=True)
+    for name in ("blobs", "blobs2"):
+        (tmp_path / "models--a" / name).mkdir()
+    (tmp_path / "models--b" / "blobs").mkdir(parents=True)
+    inside = {"plain": None, "blob": "../../blobs/x", "sibling": "plain", "twice": "blob"}
+    outside = {
+        "near": "../../blobs2/x",
+        "other": "../../../models--b/blobs/x",
+        "absolute": "/etc/hostname",
+        "up": "../c1",
+    }
+    for name, target in (inside | outside).items():
+        (folder / name).write_text("") if target is None else (folder / name).symlink_to(target)
+        assert leads_outside(folder, name) == (name in outside), name
+    (tmp_path / "link").symlink_to(folder)
+    assert not leads_outside(tmp_path / "link", "blob")

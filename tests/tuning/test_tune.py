@@ -155,11 +155,42 @@ def _not_finite(file):
     save_file(tensors, file, {"step": "4", "total": "6"})
 
 
-@pytest.mark.parametrize("damage", [_cut, _empty, _others, _not_finite])
+def _altered(file):
+    """A value and a step, with all that was written beside."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    tensors["0.value"][0] += 1
+    with safe_open(file, framework="pt") as opened:
+        save_file(tensors, file, opened.metadata())
+
+
+def _at_another_step(file):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(file, framework="pt") as opened:
+        save_file(load_file(file), file, {**opened.metadata(), "step": "4"})
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _others, _not_finite, _altered, _at_another_step])
 def test_a_damaged_state_is_not_taken_up(made, stopped, damage):
     damage(stopped)
-    found, _, _ = run(made, state=stopped)
+    said = []
+    tuning, layers = made()
+    found = tuning.run(layers, Budget(0, 6), rate=2e-3, seed=0, state=stopped, say=said.append)
     assert_same(found, run(made)[0])
+    (sentence,) = said
+    assert sentence.startswith(f"what was saved of the tuning in {stopped} is damaged, or of another run")
+
+
+@pytest.mark.parametrize("other", [{"rate": 1e-3}, {"seed": 1}, {"budget": Budget(0, 7)}])
+def test_the_state_of_another_tuning_is_not_taken_up(made, stopped, other):
+    settings = {"budget": Budget(0, 6), "rate": 2e-3, "seed": 0, **other}
+    told, (tuning, layers) = [], made()
+    tuning.run(layers, settings.pop("budget"), **settings, state=stopped, progress=lambda step, _: told.append(step))
+    assert told[0] == 1
 
 
 def test_parameters_that_no_gradient_reaches_are_saved_too(made, tmp_path, monkeypatch):
