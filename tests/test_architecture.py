@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "encoders": "bases codebooks decomposition encoded native setting_types threads",
     "config": "encoders errors setting_types suggestions",
     "checkpoint": "errors files overlap suggestions",
-    "hf": "checkpoint devices errors suggestions",
+    "hf": "checkpoint devices errors files suggestions",
     "calibration": "checkpoint devices divergence encoders errors files hf",
     "tuning": "bases devices encoded errors files hf",
     "allocation": "packing",

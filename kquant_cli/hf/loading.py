@@ -19,6 +19,7 @@ from kquant_cli.devices import resolve_device, resolve_dtype
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.device_map import DeviceMap, devices_in_words, input_device, require_way, with_offload
 from kquant_cli.hf.failures import FAILURES, VALUE_FAILURES, code_sentence, first_line, needs_code
+from kquant_cli.hf.generation_config import require_generation_config
 from kquant_cli.hf.tokens import read_tokenizer
 
 T = TypeVar("T")
@@ -51,15 +52,8 @@ class LoadedModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer beside the weights, read when first asked for; KQuantError where there is none."""
-        try:
-            return read_tokenizer(self.path, self.revision)
-        except FAILURES as error:
-            if needs_code(error):
-                raise KQuantError(_code_sentence(f"the tokenizer of {self.path}")) from error
-            raise KQuantError(
-                f"{self.path} has no tokenizer that transformers can read: put its tokenizer.json beside the weights"
-            ) from error
+        """The tokenizer beside the weights, read when first asked for; KQuantError where it cannot be used."""
+        return read_tokenizer(self.path, self.revision)
 
 
 def load_dense(
@@ -109,6 +103,7 @@ def load_complete(
     path: str, auto_class: str, device_map: Any, dtype: torch.dtype | str, revision: str | None, what: str
 ) -> transformers.PreTrainedModel:
     """What transformers loads, complete; its failures as one sentence about `what`."""
+    require_generation_config(path)
     model, missing = or_sentence(lambda: _from_pretrained(path, auto_class, device_map, dtype, revision), what)
     require_complete(path, auto_class, model, missing)
     return model
