@@ -11,10 +11,12 @@ from typing import Any, Final
 from torch import Tensor
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.plain_file import open_plain
 from kquant_cli.files.tensor_bytes import tensor_bytes
 
 RANDOM: Final = "random"
 DATA_FREE: Final = "data-free"  # random tokens, as sensitivities call them
+MOST_BYTES: Final = 1_000_000_000  # of a text, of which some hundred thousand tokens are read
 OWN: Final = "own"  # text that the model itself writes
 CAUSAL: Final = ("ForCausalLM", "LMHeadModel")
 
@@ -32,7 +34,7 @@ class Source:
 def open_source(stats: str, word: str = RANDOM) -> Source:
     """Random tokens for "random", else the text file of that name; `word`: what a user calls random tokens here.
 
-    Raises KQuantError when the file cannot be read, is not UTF-8, or is empty.
+    Raises KQuantError when the file cannot be read, has no end or is too large, is not UTF-8, or is empty.
     """
     if stats == word:
         return Source(RANDOM, RANDOM)
@@ -40,13 +42,19 @@ def open_source(stats: str, word: str = RANDOM) -> Source:
     expected = f"expected a UTF-8 text file, or {word!r} for random tokens"
     try:
         path = path.expanduser()
-        content = path.read_bytes()
+        with open_plain(path) as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise KQuantError(f"{path} has more than {MOST_BYTES} bytes: {expected}; give a part of it")
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise KQuantError(f"{path} is not UTF-8 text (byte {error.start}): {expected}; convert it to UTF-8") from error
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such user; ValueError: a NUL
         reason = getattr(error, "strerror", None) or error
         raise KQuantError(f"{path} cannot be read ({reason}): {expected}; check the path") from error
+    if "\0" in text:
+        at = text.count("\n", 0, text.index("\0")) + 1
+        raise KQuantError(f"{path} is no text (line {at} has the control character U+0000): {expected}")
     if not text.strip():
         raise KQuantError(f"{path} is empty: {expected}; give a file with some pages of text")
     digest = sha256(content).hexdigest()

@@ -10,6 +10,7 @@ import typer
 
 from kquant_cli.cli.bundle_argument import bundle_or_newest
 from kquant_cli.cli.console import console, log, write_results
+from kquant_cli.cli.results_file import require_results_file
 
 
 def bench(
@@ -49,6 +50,7 @@ def bench(
     from kquant_cli.speed import Row, Workload
     from kquant_cli.speed import bench as measure_in_turns
 
+    require_results_file(json_file)
     for flag, value in (("prompt-tokens", prompt_tokens), ("new-tokens", new_tokens), ("rounds", rounds)):
         if value is not None and value < 1:
             raise KQuantError(f"--{flag} is {value}: expected 1 or more")

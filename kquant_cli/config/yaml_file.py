@@ -120,8 +120,8 @@ def _parts(path: Path, node: yaml.Node, place: str) -> Iterator[tuple[yaml.Node,
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode) or key.tag not in (f"{STANDARD}str", f"{STANDARD}merge"):
-                what = shown(key.value) if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
-                raise KQuantError(f"{path}: line {line} has the key {what}, which is no text; {EXPECTED}")
+                what = f"`{shown(key.value)[1:-1]}`" if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
+                raise KQuantError(f"{path}: {what} is not a setting (line {line}): keys are text; {EXPECTED}")
             if key.value in seen:
                 raise KQuantError(f"{path}: line {line} has the key {shown(key.value)} again; give each key once")
             seen.add(key.value)

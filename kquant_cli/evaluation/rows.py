@@ -3,9 +3,11 @@
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -17,6 +19,7 @@ Look = Mapping[str, str] | None
 
 MOST_BYTES: Final = 1_000_000_000
 LONGEST_LINE: Final = 10_000_000
+HALF: Final = re.compile("[\ud800-\udfff]")  # of a pair, alone: no UTF-8 has it
 MAGIC: Final = {
     **{b"PAR1": "parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"%PDF-": "PDF", b"\x89PNG": "PNG"},
     **{b"\x7fELF": "program", b"SQLite format 3": "SQLite", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"},
@@ -84,6 +87,10 @@ def parquet_rows(files: Sequence[Path], columns: Sequence[str]) -> list[tuple]:
     rows: list[tuple] = []
     for file in files:
         try:
+            with open_plain(file) as plain:
+                size = sum(_row_group_bytes(plain))
+            if size > MOST_BYTES:
+                raise KQuantError(f"{file} holds {size} bytes, and at most {MOST_BYTES} are read: give a part of it")
             table = read_table(file, columns=list(columns))
             rows += zip(*(table[column].to_pylist() for column in columns), strict=True)
         except (OSError, ArrowException, KeyError) as error:
@@ -91,6 +98,26 @@ def parquet_rows(files: Sequence[Path], columns: Sequence[str]) -> list[tuple]:
             what = "a column" if len(columns) == 1 else "columns"
             raise KQuantError(f"{file} is not a parquet file with {what} {names}") from error
     return rows
+
+
+def _row_group_bytes(file: FileIO) -> Iterator[int]:
+    """The bytes of each part of a parquet file, unpacked."""
+    from pyarrow.parquet import read_metadata  # noqa: PLC0415
+
+    whole = read_metadata(file)
+    return (whole.row_group(number).total_byte_size for number in range(whole.num_row_groups))
+
+
+def label_names(file: Path, column: str) -> list[str] | None:
+    """What the numbers of a column of a parquet file mean, by the hub's note in it; None where it has none."""
+    from pyarrow.parquet import read_schema  # noqa: PLC0415
+
+    try:
+        note = json.loads((read_schema(file).metadata or {}).get(b"huggingface", b"{}"))
+        names = note["info"]["features"][column]["names"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def _json_rows(path: Path, column: str, beside: tuple[str, ...], none: Mapping[str, str]) -> Iterator[str]:
@@ -104,6 +131,8 @@ def _json_rows(path: Path, column: str, beside: tuple[str, ...], none: Mapping[s
             text = None
         if not isinstance(text, str):
             raise KQuantError(f"{path} line {number} is not a JSON object with a text under {column!r}")
+        if HALF.search(text):
+            raise KQuantError(f"{path} line {number} has half a character (\\ud800 or the like): give a whole text")
         if missing := [name for name in beside if name not in row]:
             raise KQuantError(
                 f"{path} line {number} has no {' and no '.join(map(repr, missing))} beside its text (it has "

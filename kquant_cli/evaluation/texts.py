@@ -63,8 +63,9 @@ def wikitext2(data: Path | None, data_format: str | None) -> Text:
         return _folder(data)
     if data.suffix == ".parquet":
         return _table([data], f"{data} (parquet)")
+    text = text_file(data, data_format or "wikitext")
     require_wikitext(str(data), wikitext_rows(data))
-    return text_file(data, data_format or "wikitext")
+    return text
 
 
 def text_file(path: Path, data_format: str) -> Text:

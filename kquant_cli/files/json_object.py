@@ -76,7 +76,7 @@ def write_json(path: Path, values: object, *, ascii_only: bool = True, durable: 
     """
     text = json.dumps(values, indent=1, ensure_ascii=ascii_only, allow_nan=False) + "\n"
     with whole_file(path, durable=durable) as file:
-        write_all(file, text.encode("utf-8"))
+        write_all(file, text.encode("utf-8", "backslashreplace"))  # half a character as JSON has it: \\ud800
 
 
 def _within(values: object, depth: int) -> bool:

@@ -14,7 +14,7 @@ from kquant_cli.hf import render_template
 from kquant_cli.hf.failures import first_line
 from kquant_cli.hf.tokens import tokenizer_of
 
-SECONDS: Final = 3  # of computing: templates that models have take milliseconds
+SECONDS: Final = 2  # of computing: templates that models have take milliseconds
 WAIT: Final = 60  # seconds in all, imports included, on a machine that is busy
 ROOM: Final = 500_000_000  # bytes of memory beyond what the imports take
 LETTERS: Final = 1_000_000  # that a template may add to the messages

@@ -19,6 +19,7 @@ from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.files.json_object import MOST_BYTES, read_object
 from kquant_cli.files.plain_file import open_plain
 from kquant_cli.hf.failures import code_sentence, first_line, is_panic, needs_code
+from kquant_cli.hf.quiet import without_panic_messages
 from kquant_cli.hf.text_growth import require_little_growth
 
 # What transformers reads of a folder for its tokenizer.
@@ -90,7 +91,7 @@ def read_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415 (seconds to import)
 
     found = _bounded_files(Path(path))
-    with tokenizer_of(path, found):
+    with tokenizer_of(path, found), without_panic_messages():
         tokenizer: Any = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         if not set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
             _try(tokenizer)
