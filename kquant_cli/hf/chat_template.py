@@ -52,6 +52,10 @@ def chat_text(path: str, tokenizer: Any, messages: list[dict[str, str]]) -> str:
     if "error" in answer:
         said = shortened(first_line(Exception(answer["error"]), "it gives no reason"), 200)
         raise _refused(path, said.rstrip("."))
+    try:
+        answer["text"].encode()
+    except UnicodeEncodeError as error:
+        raise _refused(path, "it makes half a character, which is no text") from error
     return answer["text"]
 
 
