@@ -45,6 +45,7 @@ def bench(
     """
     from kquant_cli.devices import resolve_device, resolve_dtype
     from kquant_cli.errors import KQuantError
+    from kquant_cli.hf.loading import model_folder
     from kquant_cli.report.speed import speed_table
     from kquant_cli.runtime import running_dtype
     from kquant_cli.speed import Row, Workload
@@ -56,6 +57,9 @@ def bench(
             raise KQuantError(f"--{flag} is {value}: expected 1 or more")
     resolve_dtype(dtype, placed := resolve_device(device))
     path = bundle_or_newest(bundle, "measuring")
+    for place in (path, against):
+        if place is not None:
+            model_folder(place)  # else said by a process of its own, seconds later
     rows = [Row(path, "bundle" if _is_bundle(path) else "dense", running_dtype(path, device, dtype))]
     if against is not None:
         dense = ["float32", "bfloat16"] if placed.type == "cpu" else ["auto"]

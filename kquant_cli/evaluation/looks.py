@@ -22,12 +22,15 @@ HEADING: Final = re.compile(r"(= )+[^=].*( =)+")
 PTB_UNKNOWN, PTB_NUMBER = "<unk>", "N"
 
 
-def other_kind(text: str) -> str | None:
-    """What a text is where it is not prose, as the end of a sentence that begins with its name; None for prose."""
+def other_kind(text: str, unit: str = "line") -> str | None:
+    """What a text is where it is not prose, as the end of a sentence that begins with its name; None for prose.
+
+    `unit`: what its lines are of the file.
+    """
     if "\0" in text or len(CONTROL.findall(text)) > len(text) // 1000:
         found = CONTROL.search(text)
         at = 0 if found is None else found.start()
-        return f"has the control character U+{ord(text[at]):04X} in line {text.count(chr(10), 0, at) + 1}, so is no text"
+        return f"has the control character U+{ord(text[at]):04X} in {unit} {text.count(chr(10), 0, at) + 1}, so is no text"
     if HTML.match(text[:1000]):
         return "is HTML or XML by its first line"
     if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and _begins_with_json(text.lstrip("\ufeff \t\r\n")):
@@ -60,13 +63,15 @@ def require_text(place: str, text: str) -> None:
 
 def require_wikitext(place: str, rows: Sequence[str]) -> None:
     """KQuantError where rows are not those of WikiText-2's test split, in its raw form: headings as ` = Title = `."""
+    if not any(row.strip() for row in rows):
+        raise KQuantError(f"{place} is empty: give wiki.test.raw")
     expected = f"and task 'wikitext2' takes WikiText-2's test split: give wiki.test.raw, {ANY}"
     if what := other_kind("".join(row if row.endswith("\n") else f"{row}\n" for row in rows)):
         raise KQuantError(f"{place} {what}, {expected}")
     titles = [row.strip().strip("= ") for row in rows if HEADING.fullmatch(row.strip())]
     if not titles:
-        first = next((row.strip() for row in rows if row.strip()), "")
-        raise KQuantError(f"{place} has no heading such as ' = Title = ' (line 1 is {shown(first)}), {expected}")
+        at, first = next((at, row.strip()) for at, row in enumerate(rows, start=1) if row.strip())
+        raise KQuantError(f"{place} has no heading such as ' = Title = ' (line {at} is {shown(first)}), {expected}")
     others = {"Homarus gammarus": "validation", "Valkyria Chronicles III": "training"}
     if titles[0] in others:
         raise KQuantError(f"{place} is the {others[titles[0]]} split (its first title is {titles[0]}), {expected}")
@@ -78,7 +83,7 @@ def require_wikitext(place: str, rows: Sequence[str]) -> None:
 def require_ptb(place: str, sentences: Sequence[str]) -> None:
     """KQuantError where sentences are not Mikolov's Penn Treebank: lower case, numbers as N, rare words as <unk>."""
     expected = f"and task 'ptb' takes the Penn Treebank's test split: give ptb.test.txt, {ANY}"
-    if what := other_kind("\n".join(sentences)):
+    if what := other_kind("\n".join(sentences), "sentence"):
         raise KQuantError(f"{place} {what}, {expected}")
     marked, capital = 0, []
     for number, sentence in enumerate(sentences, start=1):
@@ -88,10 +93,10 @@ def require_ptb(place: str, sentences: Sequence[str]) -> None:
             capital.append(number)
     if len(capital) * 50 > len(sentences):
         shown_one = shown(sentences[capital[0] - 1].strip())
-        raise KQuantError(f"{place} has capital letters (line {capital[0]} is {shown_one}), {expected}")
+        raise KQuantError(f"{place} has capital letters (sentence {capital[0]} is {shown_one}), {expected}")
     if not marked or marked * 20 < len(sentences):
         raise KQuantError(
-            f"{place} has N for a number or <unk> for a rare word in {marked} of {len(sentences):,} lines (line 1 is "
+            f"{place} has N for a number or <unk> for a rare word in {marked} of {len(sentences):,} sentences (the first is "
             f"{shown(sentences[0].strip())}), {expected}"
         )
     others = {"consumers may want to move their telephones": "validation", "aer banknote berlitz calloway": "training"}
@@ -103,7 +108,7 @@ def require_ptb(place: str, sentences: Sequence[str]) -> None:
 def require_lambada(place: str, texts: Sequence[str]) -> None:
     """KQuantError where texts are not LAMBADA's, one a row: passages of 30 to 200 words, most of 60 to 80."""
     expected = "and LAMBADA has one passage a line: give lambada_test.jsonl or lambada_test_plain_text.txt, " + ANY
-    if what := other_kind("\n".join(text.replace("\n", " ") for text in texts)):
+    if what := other_kind("\n".join(text.replace("\n", " ") for text in texts), "row"):
         raise KQuantError(f"{place} {what}, {expected}")
     for number, text in enumerate(texts, start=1):
         if HEADING.fullmatch(text.strip()) or PTB_UNKNOWN in text.split():

@@ -43,9 +43,11 @@ def join_rows(rows: Iterable[str]) -> str:
 
 def wikitext_rows(path: Path) -> list[str]:
     """The data set's rows rebuilt from a file of the raw text such as wiki.test.raw."""
-    lines = io.StringIO(
-        read_text(path), newline=None
-    )  # its lines end as those of the file that the data set was made of
+    return _rows(read_text(path))
+
+
+def _rows(text: str) -> list[str]:
+    lines = io.StringIO(text, newline=None)  # its lines end as those of the file that the data set was made of
     return [line if line.strip() else "" for line in lines]
 
 
@@ -63,16 +65,16 @@ def wikitext2(data: Path | None, data_format: str | None) -> Text:
         return _folder(data)
     if data.suffix == ".parquet":
         return _table([data], f"{data} (parquet)")
-    text = text_file(data, data_format or "wikitext")
     require_wikitext(str(data), wikitext_rows(data))
-    return text
+    return text_file(data, data_format or "wikitext")
 
 
 def text_file(path: Path, data_format: str) -> Text:
     """A file as it stands (`text`), or as WikiText's rows joined by blank lines (`wikitext`); refuses an empty one."""
     joined = data_format == "wikitext"
-    content = join_rows(wikitext_rows(path)) if joined else read_text(path)
+    content = read_text(path)
     require_text(str(path), content)
+    content = join_rows(_rows(content)) if joined else content
     return Text(content, f"{path}, {'WikiText rows joined by blank lines' if joined else 'verbatim'}")
 
 

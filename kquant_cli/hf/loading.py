@@ -77,14 +77,20 @@ def load_dense(
     KQuantError
         There is nothing to load, the checkpoint is damaged, or it has not the head that `auto_class` means.
     """
-    folder = local_folder(path_or_id, revision)
+    folder = model_folder(path_or_id, revision)
     path = str(folder or path_or_id)
     device_map, resolved = settle(device, dtype, device_map)
-    if folder is not None:
-        require_model([name for name in (CONFIG, ADAPTER_CONFIG) if (folder / name).is_file()], path)
     what = path if folder is not None else f"{path} (no folder here, so taken for a model on the hub)"
     model = load_complete(path, auto_class, device_map, resolved, revision, what)
     return LoadedModel(model.eval(), "dense", path, revision)
+
+
+def model_folder(path_or_id: str | Path, revision: str | None = None) -> Path | None:
+    """The folder of a model, None for one on the hub; KQuantError for a place that is here and no model."""
+    folder = local_folder(path_or_id, revision)
+    if folder is not None:
+        require_model([name for name in (CONFIG, ADAPTER_CONFIG) if (folder / name).is_file()], str(folder))
+    return folder
 
 
 def settle(
