@@ -15,7 +15,9 @@ class KQuantError(Exception):
 def shown(value: object) -> str:
     """A value as a sentence shows it: as Python writes it, at most LONGEST letters, however large and deep it is."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4 * LONGEST:
-        return f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"  # Python refuses to write the longest
+        return (
+            f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"  # Python refuses to write the longest
+        )
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = brief.maxlong = LONGEST
     return shortened(brief.repr(value))

@@ -76,7 +76,8 @@ def _write(
     model: Any = loaded.model
     own = {"pad_token_id": loaded.tokenizer.eos_token_id or 0} | token_settings(path, model)
     model.generation_config = transformers.GenerationConfig(**own, **settings)
-    streamer = transformers.TextStreamer(Decoder(loaded.tokenizer), skip_prompt=chat, skip_special_tokens=True)
+    decoder: Any = Decoder(loaded.tokenizer)
+    streamer = transformers.TextStreamer(decoder, skip_prompt=chat, skip_special_tokens=True)
     started = time.perf_counter()
     with torch.inference_mode():
         made = model.generate(**inputs, streamer=streamer)

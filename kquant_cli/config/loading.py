@@ -38,8 +38,8 @@ def _check_size(values: Mapping[str, Any], where: str) -> None:
     """Refuse bits and levels given side by side."""
     if values.get("bits") is not None and values.get("levels") is not None:
         raise KQuantError(
-            f"{where}`bits` is {shown(values['bits'])} and `levels` is {shown(values['levels'])}, expected one of the two: "
-            f"levels are in place of 2^bits"
+            f"{where}`bits` is {shown(values['bits'])} and `levels` is {shown(values['levels'])}, expected one of the "
+            f"two: levels are in place of 2^bits"
         )
 
 
@@ -131,8 +131,8 @@ def _check_fallback(config: CompressConfig, settings: EncoderConfig, source: str
         if error.errors()[0]["type"] == COMBINATION:
             raise KQuantError(f"{source}: `on_no_convergence` is {shown(answer)}: {explain(error)}") from None
         raise KQuantError(
-            f"{source}: `on_no_convergence` is {shown(answer)}, expected `encode`, `keep` or `ENCODER[:BITS]` with ENCODER "
-            f"one of {', '.join(ENCODERS)} and BITS from 1 to 8, whole"
+            f"{source}: `on_no_convergence` is {shown(answer)}, expected `encode`, `keep` or `ENCODER[:BITS]` with "
+            f"ENCODER one of {', '.join(ENCODERS)} and BITS from 1 to 8, whole"
             + nearest(answer.partition(":")[0][:LONGEST], ["encode", "keep", *ENCODERS])
         ) from None
     if config.is_average and answer != "encode":

@@ -71,7 +71,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise KQuantError(f"{path}: not valid YAML{line}; {EXPECTED}") from error
     except _BeyondBoundsError as error:
         raise KQuantError(
-            f"{path}: more than {MOST_VALUES} values or {DEEPEST} levels (as where aliases refer to aliases); {EXPECTED}"
+            f"{path}: more than {MOST_VALUES} values or {DEEPEST} levels (as of aliases of aliases); {EXPECTED}"
         ) from error
     if not isinstance(values, dict | None):
         raise KQuantError(f"{path}: {EXPECTED}, found {type(values).__name__}")

@@ -30,7 +30,9 @@ def other_kind(text: str, unit: str = "line") -> str | None:
     if "\0" in text or len(CONTROL.findall(text)) > len(text) // 1000:
         found = CONTROL.search(text)
         at = 0 if found is None else found.start()
-        return f"has the control character U+{ord(text[at]):04X} in {unit} {text.count(chr(10), 0, at) + 1}, so is no text"
+        return (
+            f"has the control character U+{ord(text[at]):04X} in {unit} {text.count(chr(10), 0, at) + 1}, so is no text"
+        )
     if HTML.match(text[:1000]):
         return "is HTML or XML by its first line"
     if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and _begins_with_json(text.lstrip("\ufeff \t\r\n")):
@@ -77,7 +79,9 @@ def require_wikitext(place: str, rows: Sequence[str]) -> None:
         raise KQuantError(f"{place} is the {others[titles[0]]} split (its first title is {titles[0]}), {expected}")
     unknown = [number for number, row in enumerate(rows, start=1) if f" {PTB_UNKNOWN} " in row]
     if len(unknown) * 20 > len(rows):
-        raise KQuantError(f"{place} has <unk> for rare words (in line {unknown[0]}), so is not the raw form, {expected}")
+        raise KQuantError(
+            f"{place} has <unk> for rare words (in line {unknown[0]}), so is not the raw form, {expected}"
+        )
 
 
 def require_ptb(place: str, sentences: Sequence[str]) -> None:
@@ -96,8 +100,8 @@ def require_ptb(place: str, sentences: Sequence[str]) -> None:
         raise KQuantError(f"{place} has capital letters (sentence {capital[0]} is {shown_one}), {expected}")
     if not marked or marked * 20 < len(sentences):
         raise KQuantError(
-            f"{place} has N for a number or <unk> for a rare word in {marked} of {len(sentences):,} sentences (the first is "
-            f"{shown(sentences[0].strip())}), {expected}"
+            f"{place} has N for a number or <unk> for a rare word in {marked} of {len(sentences):,} sentences (the first "
+            f"is {shown(sentences[0].strip())}), {expected}"
         )
     others = {"consumers may want to move their telephones": "validation", "aer banknote berlitz calloway": "training"}
     for beginning, split in others.items():

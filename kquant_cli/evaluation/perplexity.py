@@ -79,8 +79,8 @@ def perplexity(
     Raises
     ------
     KQuantError
-        A model sees later tokens, the text is shorter than one window, a model cannot have such windows, its loss is no number, or the two models
-        do not read the same tokens.
+        A model sees later tokens, the text is shorter than one window, a model cannot have such windows, its loss is no
+        number, or the two models do not read the same tokens.
     """
     models = [loaded] if against is None else [loaded, against]
     for model in models:

@@ -49,8 +49,8 @@ def text_rows(
 ) -> list[str]:
     """The first `limit` texts of a file (None: all); `column` names them in JSON and parquet.
 
-    A plain file's lines are its texts, white space at their ends and blank ones left out. JSON and parquet must have the
-    columns `beside`; `none` gives the name of a data set by a column of JSON that tells it, which is refused.
+    A plain file's lines are its texts, white space at their ends and blank ones left out. JSON and parquet must have
+    the columns `beside`; `none` gives the name of a data set by a column of JSON that tells it, which is refused.
 
     Raises
     ------
@@ -140,8 +140,8 @@ def _json_rows(path: Path, column: str, beside: tuple[str, ...], none: Mapping[s
             )
         if others := [name for name in none if name in row]:
             raise KQuantError(
-                f"{path} line {number} has {others[0]!r} beside its text, so is of {none[others[0]]}: give the task's own "
-                "file, or measure any text with --task text"
+                f"{path} line {number} has {others[0]!r} beside its text, so is of {none[others[0]]}: give the task's "
+                "own file, or measure any text with --task text"
             )
         yield text
 

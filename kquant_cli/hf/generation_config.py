@@ -25,7 +25,11 @@ EXPECTED: Final[Mapping[str, tuple[type, ...]]] = {
     **dict.fromkeys(("num_beams", "num_return_sequences", "no_repeat_ngram_size"), (int,)),
     **dict.fromkeys(("do_sample", "use_cache"), (bool,)),
 }
-WORDS: Final = {(int, float): "a number", (int,): "a whole number", (bool,): "true or false"}
+WORDS: Final[Mapping[tuple[type, ...], str]] = {
+    (int, float): "a number",
+    (int,): "a whole number",
+    (bool,): "true or false",
+}
 
 
 def require_generation_config(path: str | Path) -> None:

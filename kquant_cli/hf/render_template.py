@@ -35,21 +35,22 @@ def render(asked: dict[str, Any]) -> dict[str, str]:
 
     limit(asked["seconds"], asked["room"])
     try:
-        texts, _ = render_jinja_template(
+        rendered: Any = render_jinja_template(
             conversations=[asked["messages"]],
             chat_template=asked["template"],
             add_generation_prompt=True,
             **asked["tokens"],
         )
+        text: str = rendered[0][0]
     except MemoryError:
         return {"error": "it takes too much memory"}
     except RecursionError:
         return {"error": "it calls itself without end"}
     except Exception as error:  # a template can raise anything
         return {"error": f"{type(error).__name__}: {str(error)[:1000]}"}
-    if len(texts[0]) > asked["letters"]:
-        return {"error": f"it makes a text of {len(texts[0])} letters, and at most {asked['letters']} are read"}
-    return {"text": texts[0]}
+    if len(text) > asked["letters"]:
+        return {"error": f"it makes a text of {len(text)} letters, and at most {asked['letters']} are read"}
+    return {"text": text}
 
 
 if __name__ == "__main__":

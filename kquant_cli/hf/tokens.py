@@ -43,7 +43,7 @@ def vocabulary(model: Any) -> int:
 
 
 def require_known(path: str, model: Any, ids: Tensor) -> None:
-    """Raise KQuantError where a token of `ids`, which the tokenizer of `path` gave, is beyond the model's embeddings."""
+    """Raise KQuantError where a token of `ids`, given by the tokenizer of `path`, is beyond the model's embeddings."""
     known = vocabulary(model)
     if ids.numel() and int(ids.max()) >= known:
         raise KQuantError(
@@ -174,7 +174,9 @@ def _bounded_files(folder: Path) -> tuple[str, ...]:
             with open_plain(folder / name) as file:
                 size = file.seek(0, 2)
         except OSError as error:
-            raise KQuantError(f"{folder / name} cannot be read ({error.strerror}): put the model's own there") from error
+            raise KQuantError(
+                f"{folder / name} cannot be read ({error.strerror}): put the model's own there"
+            ) from error
         if size > MOST_BYTES:
             raise KQuantError(
                 f"{folder / name} has {size} bytes, and at most {MOST_BYTES} are read of a tokenizer's file: put the "

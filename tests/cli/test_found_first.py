@@ -76,7 +76,19 @@ def test_names_that_are_no_utf8(tmp_path: Path, opt: Path) -> None:
     text = os.fsencode(tmp_path) + b"/t\xff.txt"
     Path(os.fsdecode(text)).write_text("The lighthouse keeper lit the lamp. " * 300)
     out = os.fsencode(tmp_path) + b"/o\xfe.json"
-    command = [sys.executable, "-m", "kquant_cli", "eval", str(opt), "--task", "text", "--device", "cpu", "--limit", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "kquant_cli",
+        "eval",
+        str(opt),
+        "--task",
+        "text",
+        "--device",
+        "cpu",
+        "--limit",
+        "1",
+    ]
     ended = subprocess.run([*command, "--data", text, "--json", out], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "t\udcff.txt" in json.loads(Path(os.fsdecode(out)).read_text())["results"][0]["data"]

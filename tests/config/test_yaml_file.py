@@ -89,7 +89,9 @@ def test_wrong_values_of_every_setting(tmp_path: Path, key: str, value: str) -> 
 
 def test_what_yaml_may_say(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
-    path.write_text("\ufeff# a mark of its bytes\nlayers:\n- &rule {match: a, bits: 2}\n- {<<: *rule, match: b}\n", "utf-8")
+    path.write_text(
+        "\ufeff# a mark of its bytes\nlayers:\n- &rule {match: a, bits: 2}\n- {<<: *rule, match: b}\n", "utf-8"
+    )
     assert [rule.apply(load_config(path).base()).bits for rule in load_config(path).layers] == [2, 2]
     path.write_text("", encoding="utf-8")
     assert load_config(path) == load_config()
@@ -97,7 +99,11 @@ def test_what_yaml_may_say(tmp_path: Path) -> None:
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path, why in ((tmp_path / "pipe", "no plain file"), (Path("/dev/zero"), "no plain file"), (tmp_path, "directory")):
+    for path, why in (
+        (tmp_path / "pipe", "no plain file"),
+        (Path("/dev/zero"), "no plain file"),
+        (tmp_path, "directory"),
+    ):
         with pytest.raises(KQuantError, match=rf"{path}: cannot be read \(.*{why}\)"):
             load_config(path)
     with pytest.raises(KQuantError, match="cannot be read"):

@@ -37,6 +37,8 @@ SEEING: dict[str, Callable[[], Any]] = {
     "xlm": lambda: transformers.XLMWithLMHeadModel(transformers.XLMConfig(**XLM)),
     "xlnet": lambda: transformers.XLNetLMHeadModel(transformers.XLNetConfig(**XLNET)),
 }
+
+
 @pytest.mark.parametrize("name", SEEING)
 def test_models_that_see_later_tokens(name: str) -> None:
     torch.manual_seed(0)
@@ -86,7 +88,9 @@ def test_a_single_token_can_see_none() -> None:
 def test_the_sentence_names_model_and_class() -> None:
     model = SEEING["xlm"]().eval()
     model.config.architectures = ["XLMWithLMHeadModel"]
-    with pytest.raises(KQuantError, match=r"place \(XLMWithLMHeadModel\) is no causal language model, which this needs"):
+    with pytest.raises(
+        KQuantError, match=r"place \(XLMWithLMHeadModel\) is no causal language model, which this needs"
+    ):
         require_causal("place", model)
 
 

@@ -48,7 +48,10 @@ def test_the_text_is_that_of_transformers(folder: Path) -> None:
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it calls itself without end"),
         ("{{ 'a' * 10**11 }}", "it takes too much memory"),
         ("{% for i in range(2000) %}{{ 'a' * 1000 }}{% endfor %}", f"at most {LETTERS + len(MESSAGES[0]['content'])}"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "computed for more than 2 s"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "computed for more than 2 s",
+        ),
         ("{{ 10 ** (10 ** 9) }}", "computed for more than 2 s"),
         ("{{ '\\ud800' }}", "half a character"),
     ],

@@ -53,7 +53,14 @@ def test_wrong_types(tmp_path: Path, name: str, value: Any) -> None:
 
 def test_what_models_have_is_taken(tmp_path: Path) -> None:
     require_generation_config(tmp_path)  # none
-    values = {"temperature": 1, "top_p": 0.9, "eos_token_id": [2, 7], "pad_token_id": None, "do_sample": True, "new": {}}
+    values = {
+        "temperature": 1,
+        "top_p": 0.9,
+        "eos_token_id": [2, 7],
+        "pad_token_id": None,
+        "do_sample": True,
+        "new": {},
+    }
     (tmp_path / NAME).write_text(json.dumps(values))
     require_generation_config(tmp_path)
 
@@ -83,7 +90,9 @@ def test_eval_names_the_file(model: Path, tmp_path: Path, kquant: Any) -> None:
     ],
     ids=lambda values: next(iter(values)),
 )
-def test_what_generate_does_is_said_by_its_options(model: Path, tmp_path: Path, values: dict[str, Any], kquant: Any) -> None:
+def test_what_generate_does_is_said_by_its_options(
+    model: Path, tmp_path: Path, values: dict[str, Any], kquant: Any
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     plain = kquant("generate", folder, "-p", "ka shin", "--max-new-tokens", 4, "--device", "cpu")

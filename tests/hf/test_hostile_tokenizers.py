@@ -47,7 +47,8 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize("name", [TOKENIZER, CONFIG, "special_tokens_map.json"])
 @pytest.mark.parametrize(
-    "content", ["", '{"version": "1', "[]", "null", "3", "[" * 100_000, '{"a":' * 3000 + "1" + "}" * 3000, "\udcff\udcfe"]
+    "content",
+    ["", '{"version": "1', "[]", "null", "3", "[" * 100_000, '{"a":' * 3000 + "1" + "}" * 3000, "\udcff\udcfe"],
 )
 def test_what_is_no_json_object(copy: Path, name: str, content: str) -> None:
     (copy / name).write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -101,7 +102,9 @@ def test_rules_that_make_a_text_a_billion_times_as_long(copy: Path, part: str) -
 def test_rules_that_models_have_are_no_bomb(copy: Path) -> None:
     mark = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     change(
-        copy, TOKENIZER, normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, mark, mark]}
+        copy,
+        TOKENIZER,
+        normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, mark, mark]},
     )
     assert encode(read_tokenizer(copy), "a b")["input_ids"]
 
@@ -170,13 +173,15 @@ def test_a_failure_in_use_is_a_sentence_too(copy: Path) -> None:
         name_or_path = str(copy)
 
         def __call__(self, text: str, **options: Any) -> None:
-            raise Exception("no rule for this")  # noqa: TRY002 (so tokenizers does it)
+            raise Exception("no rule for this")  # so tokenizers does it
 
         def decode(self, ids: list[int], **options: Any) -> Iterator[str]:
             raise OverflowError("out of range")
 
     for use in (lambda: encode(Broken(), "a"), lambda: text_ids(Broken(), "a", 1, letters=1, special=True)):
-        with pytest.raises(KQuantError, match=r"the tokenizer of .*model cannot be used \(Exception: no rule for this\)"):
+        with pytest.raises(
+            KQuantError, match=r"the tokenizer of .*model cannot be used \(Exception: no rule for this\)"
+        ):
             use()
     with pytest.raises(KQuantError, match="out of range"):
         Decoder(Broken()).decode([1])
