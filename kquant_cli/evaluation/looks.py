@@ -100,8 +100,8 @@ def require_ptb(place: str, sentences: Sequence[str]) -> None:
         raise KQuantError(f"{place} has capital letters (sentence {capital[0]} is {shown_one}), {expected}")
     if not marked or marked * 20 < len(sentences):
         raise KQuantError(
-            f"{place} has N for a number or <unk> for a rare word in {marked} of {len(sentences):,} sentences (the first "
-            f"is {shown(sentences[0].strip())}), {expected}"
+            f"{place} has N for a number or <unk> for a rare word in {marked} of {len(sentences):,} sentences (the "
+            f"first is {shown(sentences[0].strip())}), {expected}"
         )
     others = {"consumers may want to move their telephones": "validation", "aer banknote berlitz calloway": "training"}
     for beginning, split in others.items():

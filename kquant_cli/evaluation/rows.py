@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import FileIO
+from io import BufferedReader, FileIO
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -149,7 +149,7 @@ def _json_rows(path: Path, column: str, beside: tuple[str, ...], none: Mapping[s
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a file that may be gzipped, one at a time."""
     try:
-        with open_plain(path) as plain, gzip.open(plain) if path.suffix == ".gz" else plain as file:
+        with BufferedReader(open_plain(path)) as plain, gzip.open(plain) if path.suffix == ".gz" else plain as file:
             lines = iter(lambda: file.readline(LONGEST_LINE + 1), b"")
             yield from _decoded(_bounded(lines, path), path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
