@@ -18,9 +18,11 @@ import torch
 
 from kquant_cli.bases import BasisSpec, basis_for, require_known
 from kquant_cli.codebooks.integer_grids import LEAST_EXPONENT, MOST_EXPONENT, grid_codebook, integer_grids
+from kquant_cli.errors import shortened
 from kquant_cli.files.safetensors_format import DTYPES
 from kquant_cli.packing import MAX_LEVELS, pack, row_bytes, unpack
 
+MOST_SIZE = 2**31 - 1  # of a side of a matrix: no layer is near it, and products of two such are 64-bit numbers
 SIDES = ("left_u", "right_u", "left_v", "right_v")
 FLOATING = {str(dtype).removeprefix("torch.") for dtype in DTYPES.values() if dtype.is_floating_point}
 
@@ -93,11 +95,12 @@ class Layout:
     def _check(self) -> None:
         """ValueError when a value that came from a file is not what the field's type and meaning ask for."""
         _expect(len(self.shape) == 2 and all(_is_int(n, 1) for n in self.shape), "shape", self.shape)
+        _expect(max(self.shape) <= MOST_SIZE, "shape", self.shape, f": at most {MOST_SIZE} each way")
         rows, columns = self.shape
         _expect(_is_int(self.levels, 2, MAX_LEVELS), "levels", self.levels)
         _expect(_is_int(self.columns, 1, 2), "columns", self.columns)
         self._check_grid()
-        _expect(_is_int(self.group, 0), "group", self.group)
+        _expect(_is_int(self.group, 0, MOST_SIZE), "group", self.group)
         groups = -(-columns // self.group) if self.group else 1
         fits = self.scale in (None, (1, 1), (rows, 1), (rows, groups)) and all(_is_int(n, 1) for n in self.scale or ())
         _expect(fits, "scale", self.scale)
@@ -237,6 +240,6 @@ def _is_int(value: object, least: int, most: float = float("inf")) -> bool:
     return type(value) is int and least <= value <= most  # not isinstance: JSON's true is no number
 
 
-def _expect(holds: bool, what: str, value: object) -> None:
+def _expect(holds: bool, what: str, value: object, limit: str = "") -> None:
     if not holds:
-        raise ValueError(f"{what} cannot be {value!r}")
+        raise ValueError(f"{what} cannot be {shortened(value)}{limit}")

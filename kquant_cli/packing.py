@@ -113,3 +113,24 @@ def unpack(packed: torch.Tensor, levels: int, columns: int) -> torch.Tensor:
 def _narrowest(size: int) -> torch.dtype:
     """The integers in which numbers of `size` bytes are taken apart: narrow ones are fast."""
     return torch.int16 if size == 1 else torch.int32 if size <= 3 else torch.int64
+
+
+def count_invalid(packed: torch.Tensor, levels: int, columns: int) -> int:
+    """How many words of packed rows (rows, row_bytes) `pack` cannot have written for `columns` codes below `levels`.
+
+    Such a word is levels^digits or more, or its padding is not 0.
+    """
+    digits, size = word(levels)
+    words = -(-columns // digits)
+    filled = (columns - 1 - torch.arange(words)) // words + 1  # digits of each word that are codes
+    limits = torch.tensor([levels**digit for digit in range(digits + 1)])[filled].to(packed.device)
+    if bool((limits == 256**size).all()):  # any bytes are codes
+        return 0
+    count, step = 0, max(1, _BLOCK // max(1, columns))
+    for begin in range(0, len(packed), step):
+        part = packed[begin : begin + step].view(-1, size, words).to(torch.int64)
+        numbers = part[:, 0]
+        for byte in range(1, size):
+            numbers = numbers | part[:, byte] << 8 * byte
+        count += int((numbers >= limits).sum())
+    return count

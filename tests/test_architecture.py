@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "devices": "errors",
     "bases": "errors suggestions threads",
     "codebooks": "threads",
-    "encoded": "bases codebooks files packing",
+    "encoded": "bases codebooks errors files packing",
     "decomposition": "bases errors suggestions",
     "encoders": "bases codebooks decomposition encoded native setting_types threads",
     "config": "encoders errors files setting_types suggestions",
@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "calibration": "checkpoint devices divergence encoders errors files hf",
     "tuning": "bases devices encoded errors files hf",
     "allocation": "packing",
-    "bundle": "encoded errors files overlap",
+    "bundle": "encoded errors files overlap packing",
     "runtime": "bases bundle checkpoint devices encoded errors files hf native packing process_memory suggestions",
     "version": "runtime",  # kquant_cli/__init__.py: the version, and names that load on first use
     "compress": "allocation bundle calibration checkpoint config encoded encoders errors files hf native "

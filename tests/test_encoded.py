@@ -155,3 +155,15 @@ def test_a_constant_codebook_that_there_is_not_is_named(constant):
 def test_impossible_layouts_are_refused(matrix, values):
     with pytest.raises((TypeError, ValueError)):
         Layout.from_dict(matrix.layout.to_dict() | values)
+
+
+@pytest.mark.parametrize("shape", [(2**31, 1), (1, 2**40), (2**40, 2**40)])
+def test_a_shape_beyond_all_matrices_is_refused_with_the_limit(shape):
+    with pytest.raises(ValueError, match=r"shape cannot be .*: at most 2147483647 each way"):
+        Layout.from_dict({"shape": list(shape), "levels": 16})
+
+
+def test_what_is_refused_is_shown_shortened():
+    with pytest.raises(ValueError, match="shape cannot be") as refusal:
+        Layout.from_dict({"shape": [1] * 100_000, "levels": 16})
+    assert len(str(refusal.value)) < 100

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kquant_cli.packing import pack, row_bytes, unpack, word
+from kquant_cli.packing import count_invalid, pack, row_bytes, unpack, word
 
 
 def test_bytes_by_hand():
@@ -53,3 +53,26 @@ def test_refuses():
         word(1)
     with pytest.raises(ValueError, match="expected 4"):
         unpack(torch.zeros(2, 5, dtype=torch.uint8), 16, 8)
+
+
+@pytest.mark.parametrize(("levels", "columns"), [(2, 8), (3, 7), (5, 50), (8, 9), (16, 6), (16, 7), (24, 30), (256, 5)])
+def test_words_that_packing_cannot_have_written_are_counted(levels, columns):
+    torch.manual_seed(0)
+    packed = pack(torch.randint(0, levels, (4, columns), dtype=torch.uint8), levels)
+    assert count_invalid(packed, levels, columns) == 0
+    possible = [  # of each byte of the first row, the values with which the row is still one that packing writes
+        sum(torch.equal(pack(unpack(row, levels, columns), levels), row) for row in rows_with(packed[:1], place))
+        for place in range(packed.shape[1])
+    ]
+    counted = [
+        256 - sum(count_invalid(row, levels, columns) > 0 for row in rows_with(packed[:1], place))
+        for place in range(packed.shape[1])
+    ]
+    assert counted == possible
+
+
+def rows_with(row, place):
+    for value in range(256):
+        changed = row.clone()
+        changed[0, place] = value
+        yield changed

@@ -97,6 +97,11 @@ class GeneratedBasis(Basis):
     def __init__(self, spec: BasisSpec, note: str = "") -> None:
         super().__init__(spec.size, spec, note)
 
+    @classmethod
+    def numbers(cls, spec: BasisSpec) -> int:
+        """How many numbers a basis of `spec` keeps or draws, where these are more than a few for each of `size`."""
+        return 0
+
     def option(self, name: str) -> int:
         """The option's value, or its default."""
         assert self.spec is not None

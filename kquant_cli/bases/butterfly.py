@@ -23,6 +23,7 @@ from kquant_cli.bases.application import CPU_CHUNK
 from kquant_cli.bases.basis import GeneratedBasis
 from kquant_cli.bases.draws import random_angles, random_permutation
 from kquant_cli.bases.groups import split_bits
+from kquant_cli.bases.spec import BasisSpec
 
 GROUP_BITS = 5  # measured: blocks of 16 and 32 beat 64 and more on a CPU; three gathers a product up to n = 32768
 
@@ -40,6 +41,11 @@ class Butterfly(GeneratedBasis):
 
     options: ClassVar[dict[str, int]] = {"count": 3}
     chunk: ClassVar[int] = 2 * CPU_CHUNK  # every chunk reads the blocks
+
+    @classmethod
+    def numbers(cls, spec: BasisSpec) -> int:
+        """The angles of all layers."""
+        return spec.options.get("count", cls.options["count"]) * spec.size * (spec.size - 1).bit_length()
 
     def make_tables(self, device: torch.device, dtype: torch.dtype) -> list[Stage]:
         """The stages, in the order in which they act."""

@@ -51,6 +51,11 @@ class QR(GeneratedBasis):
 
     chunk: ClassVar[int] = DEVICE_CHUNK
 
+    @classmethod
+    def numbers(cls, spec: BasisSpec) -> int:
+        """The matrix."""
+        return spec.size**2
+
     def __init__(self, spec: BasisSpec) -> None:
         super().__init__(spec)
         gaussian = torch.from_numpy(RandomState(spec.seed).standard_normal((spec.size, spec.size)))

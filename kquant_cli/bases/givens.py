@@ -34,6 +34,11 @@ class Givens(GeneratedBasis):
 
     options: ClassVar[dict[str, int]] = {"count": 0}
 
+    @classmethod
+    def numbers(cls, spec: BasisSpec) -> int:
+        """Coordinates and angles, which are put into layers one by one."""
+        return 16 * spec.options.get("count", spec.size)
+
     def __init__(self, spec: BasisSpec) -> None:
         super().__init__(spec)
         count = (self.option("count") or spec.size) if spec.size > 1 else 0  # one coordinate has no pairs

@@ -12,7 +12,7 @@ The factors are one Sylvester matrix for each group of bits of i_S, and P.
 from __future__ import annotations
 
 import math
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 import torch
@@ -30,6 +30,12 @@ GROUP_BITS_DEVICE = 6  # fewer passes over memory, and matrix products are cheap
 
 class Hadamard(KroneckerBasis):
     """The scaled Hadamard matrix of the size, or blocks of one; no randomness, the seed is not used."""
+
+    @classmethod
+    def numbers(cls, spec: BasisSpec) -> int:
+        """Paley's matrix."""
+        factors = kronecker_factors(largest_block(spec.size))
+        return factors[1] ** 2 if factors else 0
 
     def __init__(self, spec: BasisSpec) -> None:
         block = largest_block(spec.size)
@@ -55,9 +61,11 @@ class Hadamard(KroneckerBasis):
         return [torch.from_numpy(h).to(device, torch.float64).div(math.sqrt(len(h))).to(dtype) for h in matrices]
 
 
+@lru_cache(maxsize=64)
 def largest_block(size: int) -> int:
     """The largest divisor of `size` for which `kronecker_factors` has an answer."""
-    return next(d for d in range(size, 0, -1) if size % d == 0 and kronecker_factors(d))
+    small = [d for d in range(1, math.isqrt(size) + 1) if size % d == 0]
+    return next(d for d in sorted({*small, *(size // d for d in small)}, reverse=True) if kronecker_factors(d))
 
 
 def kronecker_factors(size: int) -> tuple[int, int] | None:

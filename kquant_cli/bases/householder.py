@@ -27,6 +27,11 @@ class Householder(GeneratedBasis):
 
     options: ClassVar[dict[str, int]] = {"count": 1}
 
+    @classmethod
+    def numbers(cls, spec: BasisSpec) -> int:
+        """The vectors, and T of each block."""
+        return spec.options.get("count", cls.options["count"]) * max(spec.size, TOGETHER)
+
     def __init__(self, spec: BasisSpec) -> None:
         super().__init__(spec)
         normal = torch.from_numpy(RandomState(spec.seed).standard_normal((self.option("count"), spec.size)))

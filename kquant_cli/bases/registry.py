@@ -19,6 +19,7 @@ from kquant_cli.bases.spec import BasisSpec
 from kquant_cli.errors import KQuantError
 from kquant_cli.suggestions import near
 
+MOST_NUMBERS = 2**28  # of a basis: 2 GB in float64, which is `qr` of 16384
 KEPT = 4  # bases that stay in memory with nobody using them: `qr` of 8192 is 512 MB
 
 BASES: dict[str, type[GeneratedBasis]] = {
@@ -39,8 +40,8 @@ BASES: dict[str, type[GeneratedBasis]] = {
 
 
 def require_known(spec: BasisSpec) -> BasisSpec:
-    """The spec itself; KQuantError where there is no such kind, or it has no such option."""
-    if spec.kind not in BASES:
+    """The spec itself; KQuantError where there is no such kind or option, or the basis would be too large."""
+    if not isinstance(spec.kind, str) or spec.kind not in BASES:
         meant = near(str(spec.kind), BASES) or sorted(BASES)
         raise KQuantError(f"unknown basis '{spec.kind}': did you mean {' or '.join(map(repr, meant))}?")
     known = BASES[spec.kind].options
@@ -48,6 +49,11 @@ def require_known(spec: BasisSpec) -> BasisSpec:
         if name not in known:
             allowed = f"its options are {', '.join(known)}" if known else "it has none"
             raise KQuantError(f"basis '{spec.kind}' has no option '{name}': {allowed}")
+    if (numbers := BASES[spec.kind].numbers(spec)) > MOST_NUMBERS:
+        options = "".join(f" and {name} {value}" for name, value in spec.options.items())
+        raise KQuantError(
+            f"basis '{spec.kind}' of size {spec.size}{options} takes {numbers} numbers: expected at most {MOST_NUMBERS}"
+        )
     return spec
 
 

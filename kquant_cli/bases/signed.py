@@ -27,6 +27,11 @@ class SignsFirst(GeneratedBasis):
 
     inner: ClassVar[type[GeneratedBasis]]
 
+    @classmethod
+    def numbers(cls, spec: BasisSpec) -> int:
+        """Those of the transform."""
+        return cls.inner.numbers(spec)
+
     def __init__(self, spec: BasisSpec) -> None:
         self._inner = self.inner(spec)
         super().__init__(spec, self._inner.note)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, shortened
+
+LARGEST = 2**31 - 1  # size, or count of what it is a product of; registry.py bounds what both take together
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,21 @@ class BasisSpec:
     options: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if not _is_whole(self.size) or self.size < 1:
-            raise KQuantError(f"basis '{self.kind}' cannot have size {self.size!r}: a size is a whole number from 1 up")
+        if not _is_whole(self.size) or not 1 <= self.size <= LARGEST:
+            raise KQuantError(
+                f"basis {shortened(self.kind)} cannot have size {shortened(self.size)}: a size is a whole number from "
+                f"1 to {LARGEST}"
+            )
         if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
             raise KQuantError(
-                f"basis '{self.kind}' cannot have seed {self.seed!r}: a seed is a whole number from 0 to 2^32 - 1"
+                f"basis {shortened(self.kind)} cannot have seed {shortened(self.seed)}: a seed is a whole number from "
+                f"0 to 2^32 - 1"
             )
         for name, value in self.options.items():
-            if not _is_whole(value) or value < 1:
+            if not _is_whole(value) or not 1 <= value <= LARGEST:
                 raise KQuantError(
-                    f"option '{name}' of basis '{self.kind}' is {value!r}: expected a whole number from 1 up"
+                    f"option {shortened(name)} of basis {shortened(self.kind)} is {shortened(value)}: expected a whole "
+                    f"number from 1 to {LARGEST}"
                 )
         object.__setattr__(self, "options", dict(self.options))
 
@@ -49,13 +56,13 @@ class BasisSpec:
         """The inverse of `to_dict`; KQuantError where a key is missing or unknown, or a value is impossible."""
         unknown = set(values) - {"kind", "size", "seed", "options"}
         if unknown or not {"kind", "size"} <= set(values):
-            raise KQuantError(
-                f"a basis is given by kind, size, seed and options, not by {', '.join(sorted(values)) or 'nothing'}"
-            )
+            names = shortened(", ".join(sorted(values))).strip("'\"") or "nothing"
+            raise KQuantError(f"a basis is given by kind, size, seed and options, not by {names}")
         options = values.get("options", {})
         if not isinstance(options, Mapping):
             raise KQuantError(
-                f"the options of basis '{values['kind']}' are {options!r}: expected names with whole numbers"
+                f"the options of basis {shortened(values['kind'])} are {shortened(options)}: expected names with whole "
+                f"numbers"
             )
         return cls(values["kind"], values["size"], values.get("seed", 0), options)
 

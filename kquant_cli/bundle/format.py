@@ -15,7 +15,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kquant_cli.errors import KQuantError
 from kquant_cli.files.json_object import JsonRefusals, find_object, read_object
+from kquant_cli.files.safe_names import leads_outside
 
 QUANT_METHOD = "kashin"
 FORMAT_VERSION, READ_VERSIONS = 4, (2, 3, 4)
@@ -26,10 +28,11 @@ CONFIG, INDEX, MANIFEST, RUN, RESULTS = (
     "run.json",
     "results",
 )
-MOST_BYTES = 1_000_000_000  # of a JSON file: kquant.json takes 1 kB a matrix, 10 kB with a long trace, 100,000 matrices
+MOST_BYTES = 256_000_000  # of a JSON file: kquant.json takes 1 kB a matrix, 5 kB with a long trace
+MOST_RUN_BYTES, MOST_RESULT_BYTES = 1_000_000, 4_000_000  # of run.json, which takes 200 bytes, and of one evaluation
 REFUSALS = JsonRefusals(
     unreadable="{path}: cannot be read ({why}); the bundle is not whole, make it again",
-    invalid="{path}: is not valid JSON; the bundle is damaged, make it again",
+    invalid="{path}: is not valid JSON ({why}); the bundle is damaged, make it again",
     no_object="{path}: holds no JSON object; the bundle is damaged, make it again",
     too_large="{path}: has {size} bytes, expected at most {most}; the bundle is damaged, make it again",
 )
@@ -41,6 +44,11 @@ def is_bundle(path: Path) -> bool:
     return isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a bundle; KQuantError when it is missing, too large or anything else."""
-    return read_object(path, REFUSALS, MOST_BYTES)
+def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+    """A JSON object from a file of a bundle; KQuantError when it is missing, too large or anything else.
+
+    Numbers that are not finite are read in config.json alone, which is the source's but for one part.
+    """
+    if leads_outside(path.parent, path.name):
+        raise KQuantError(f"{path}: is a link that leads out of the bundle; copy the file itself into it")
+    return read_object(path, REFUSALS, most, finite=path.name != CONFIG)

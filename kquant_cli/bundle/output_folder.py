@@ -1,25 +1,56 @@
-"""Where a folder is written: aside, in `<name>.part`, and then in its place in one step. What is not ours stays.
+"""Where a folder is written: aside, in `<name>.part` (part_folder.py), and then in its place by renaming.
 
-`<name>.part/` holds `state.json` (whose work it is), `new/` (the folder in the making) and, for a moment, `old/` (what
-was in the place before).
+    with open_output(out, source, say) as part:      # locked, and what an earlier run left half done is finished
+        folder = fresh(part)
+        ...                                          # written into `folder`
+        put_in_place(part, out, check)
+
+At every moment there is the old output, or the new one, or both of them in the part folder; then the next run puts the
+new one in its place. Nothing that is not ours is removed, and no link is followed.
 """
 
 from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from kquant_cli.bundle.part_folder import (
+    LOCK,
+    NEW,
+    OLD,
+    NotOursError,
+    clear,
+    drop_new,
+    has_work,
+    is_complete,
+    mark_complete,
+    part_of,
+    require_ours,
+)
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.json_object import find_object, write_json
+from kquant_cli.files.locks import Holder, Lock, LockHeldError, lock
 
-STATE = "state.json"
+LONGEST_ENDING = ".stats.safetensors"  # of the files beside an output
+LONGEST_NAME = "matrices/." + "x" * 53  # in a part folder
+TRIES = 8  # at a part folder that others make and remove meanwhile
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_place(out: Path, source: Path) -> None:
-    """Raise KQuantError when `out` is the current folder, a file, below a file, or overlaps with `source`."""
+    """Raise KQuantError when `out` is the current folder, a file, below a file, or overlaps with `source`.
+
+    And where its name is too long, or cannot be shown.
+    """
+    shown = printable(str(out))
+    if shown != str(out):
+        raise KQuantError(f"{shown}: has a character in its name that cannot be shown; choose another --output")
+    if out.name == "..":
+        raise KQuantError(f"{out}: ends in `..`; give the folder of --output by its own name")
     try:
         place, origin = out.resolve(), source.resolve()
         if place == Path.cwd().resolve():
@@ -30,8 +61,12 @@ def check_place(out: Path, source: Path) -> None:
             raise KQuantError(f"{out}: exists and is not a folder; choose another --output")
         if not next(parent for parent in place.parents if parent.exists()).is_dir():
             raise KQuantError(f"{out}: would be below a file; choose another --output")
-    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
-        raise KQuantError(f"{out}: is not a possible folder ({error}); choose another --output") from error
+        for probe in (place.with_name(place.name + LONGEST_ENDING), part_of(place) / LONGEST_NAME):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                probe.lstat()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise KQuantError(f"{out}: is not a possible folder ({why}); choose another --output") from error
 
 
 def is_free(out: Path) -> bool:
@@ -39,63 +74,174 @@ def is_free(out: Path) -> bool:
     return not out.exists() or not any(out.iterdir())
 
 
-def open_part(out: Path, owner: str) -> tuple[Path, bool]:
-    """The folder `<out>.part` of `owner`, made if need be; and whether work of another owner there was thrown away.
+def printable(text: str) -> str:
+    r"""The text with what no terminal should get (control characters, lone surrogates) written as `\x1b`."""
+    unfit = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in unfit else c for c in text)
+
+
+@contextmanager
+def open_output(
+    out: Path, source: Path, say: Callable[[str], None] = lambda _: None, *, reading: bool = False
+) -> Iterator[Path | None]:
+    """Within it this process alone writes the output `out`; gives its part folder, which is gone after a whole run.
+
+    What an earlier run had written whole is put in its place first. At the end the part folder stays only with what a
+    run could go on from; folders that were made on the way to it go with it. `reading`: nothing is to be written, so
+    where no part folder can be made there is none (None).
 
     Raises
     ------
     KQuantError
-        The folder is there and is not ours.
+        Another process writes there, the place will not do (`check_place`), or something there is not ours.
+    OSError
+        It cannot be written.
     """
-    part, discarded = check_part(out), False
-    if part.exists():
-        discarded = _owner(part / STATE) != owner
-        if discarded:
-            shutil.rmtree(part)
-    if not part.exists():
-        part.mkdir(parents=True)
-        write_json(part / STATE, {"owner": owner})
-    return part, discarded
+    check_place(out, source)
+    made = [parent for parent in out.parents if not parent.exists()]
+    try:
+        held = _take(out)
+    except (OSError, NotOursError):
+        if not reading:
+            _remove_empty(made)
+            raise
+        yield None
+        return
+    part = held.path.parent
+    if not held.exclusive:
+        say(f"note: {part} is on a file system without locks: see that no other process writes {out} meanwhile")
+    try:
+        if _finish(part, out):
+            say(f"note: {out}: put in its place what an interrupted run had written")
+        yield part
+    finally:
+        _leave(held, out, made)
 
 
-def check_part(out: Path) -> Path:
-    """The folder `<out>.part`, whether it is there or not; KQuantError when it is not ours."""
-    part = out.with_name(out.name + ".part")
-    if part.exists() and not (part / STATE).is_file():
-        raise KQuantError(f"{part}: is needed for unfinished work, but is not kquant's; move it, or choose another -o")
-    return part
+def put_in_place(part: Path, out: Path, check: Callable[[Path], None]) -> None:
+    """Give what was written the place `out`; what is there is moved aside, and removed when the part folder is left.
+
+    `check(folder)`: raises KQuantError when what is in `folder`, which is `out` or where it was moved to, may not go.
+    """
+    check(out)
+    mark_complete(part)
+    if not is_free(out):
+        out.rename(part / OLD)
+        try:
+            check(part / OLD)  # what came between the two
+        except KQuantError:
+            (part / OLD).rename(out)
+            raise
+    _place(part, out)
 
 
-def fresh(part: Path) -> Path:
-    """An empty folder to write into."""
-    new = part / "new"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    return new
-
-
-def put_in_place(part: Path, out: Path) -> None:
-    """Rename what was written to `out`; what is there gives way. The part folder is gone then."""
-    if out.exists():
-        shutil.rmtree(part / "old", ignore_errors=True)
-        out.rename(part / "old")
-    (part / "new").rename(out)
-    shutil.rmtree(part)
+def require_space(part: Path, out: Path, needed: int) -> None:
+    """Raise KQuantError when fewer than `needed` bytes are free, with what is in the part folder already."""
+    there = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
+    usage = shutil.disk_usage(part)
+    if usage.total and needed > usage.free + there:  # some file systems do not say
+        raise KQuantError(
+            f"{out}: {amount(needed)} are needed and {amount(usage.free + there)} are free; free some, or choose "
+            f"another --output"
+        )
 
 
 @contextmanager
 def writing(out: Path, needed: int) -> Iterator[None]:
-    """Turn an OSError into one sentence; `needed`: about how many bytes the work takes."""
+    """Turn an OSError into one sentence; `needed`: about how many bytes the work takes, 0: not said."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in NO_SPACE:
+            about = f", about {amount(needed)} are needed" if needed else ""
             raise KQuantError(
-                f"{out}: no space left on the device, about {needed / 1e6:.0f} MB are needed; free some and run the "
-                f"same command again"
+                f"{out}: no space left on the device{about}; free some and run the same command again"
             ) from error
         raise KQuantError(f"{out}: cannot be written ({error.strerror or error}); choose another --output") from error
 
 
-def _owner(state: Path) -> object:
-    return (find_object(state) or {}).get("owner")
+def amount(nbytes: int) -> str:
+    """So many bytes in words: 4 GB, 1.5 MB, 12 kB, 80 bytes."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if nbytes >= size:
+            return f"{nbytes / size:.3g} {unit}"
+    return f"{nbytes} bytes"
+
+
+def _take(out: Path) -> Lock:
+    """The lock of the output, in its part folder; others may make that or remove it meanwhile."""
+    part, tries = part_of(out), 0
+    while True:
+        tries += 1
+        try:
+            require_ours(part)
+            part.mkdir(parents=True, exist_ok=True)
+            held = lock(part / LOCK)
+            try:
+                require_ours(part)
+            except BaseException:
+                held.release(remove=False)
+                raise
+            return held
+        except LockHeldError as error:
+            raise KQuantError(
+                f"{out}: is being written by {_words(error.holder)}; wait for its end, or choose another --output"
+            ) from error
+        except (FileNotFoundError, NotOursError):
+            if tries == TRIES:
+                raise
+            time.sleep(0.01)
+
+
+def _words(holder: Holder | None) -> str:
+    if holder is None:
+        return "another process"
+    return printable(f"process {holder.pid} on {holder.host} since {holder.since}")
+
+
+def _finish(part: Path, out: Path) -> bool:
+    """Do what an earlier run left to do of giving `new/` its place; whether that was more than removing the rest."""
+    if not is_complete(part):
+        return False
+    if not (part / NEW).exists():  # it has its place
+        clear(part)
+        return False
+    if is_free(out):
+        _place(part, out)
+        clear(part)
+        return True
+    if (part / OLD).exists():
+        raise KQuantError(
+            f"{out}: was made while {part} waits to take its place; move {out} away, and run the same command again"
+        )
+    return False
+
+
+def _place(part: Path, out: Path) -> None:
+    if out.exists():
+        out.rmdir()
+    (part / NEW).rename(out)
+
+
+def _leave(held: Lock, out: Path, made: list[Path]) -> None:
+    """Remove what no run can go on from, and let go. What cannot be removed stays for the next one."""
+    part, remove = held.path.parent, False
+    try:
+        with suppress(OSError, KQuantError):
+            _finish(part, out)
+            if not (part / OLD).exists():
+                drop_new(part)
+            if remove := not has_work(part):
+                clear(part)
+    finally:
+        with suppress(OSError):
+            held.release(remove=remove)
+    if remove:
+        _remove_empty([part, *made])
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders that are empty, each within the next."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()

@@ -9,29 +9,15 @@ from typing import Any
 
 import torch
 
-from kquant_cli.bundle.format import (
-    CONFIG,
-    INDEX,
-    MANIFEST,
-    QUANT_METHOD,
-    is_bundle,
-    read_json,
-)
+from kquant_cli.bundle.faults import refuse
+from kquant_cli.bundle.format import CONFIG, MANIFEST, QUANT_METHOD, is_bundle, read_json
 from kquant_cli.bundle.validation import read_layouts, require_tensors, require_version
+from kquant_cli.bundle.whole import file_faults, listed_files, listing_faults, read_index, read_shards, stray_faults
 from kquant_cli.encoded import EncodedMatrix, Layout
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.digests import file_sha256
-from kquant_cli.files.safe_names import stays_inside
+from kquant_cli.files.model_sizes import oversized
 from kquant_cli.files.safetensors_format import TensorInfo
-from kquant_cli.files.safetensors_index import IndexRefusals, weight_map
-from kquant_cli.files.safetensors_reader import read_header, read_tensor
-
-NO_SHARDS = "{path}: weight_map names no shards; the bundle is damaged, make it again"
-INDEX_REFUSALS = IndexRefusals(
-    no_map=NO_SHARDS,
-    no_file=NO_SHARDS,
-    outside="{path}: names {file}, expected a file of the bundle's folder",
-)
+from kquant_cli.files.safetensors_reader import read_tensor
 
 
 @dataclass(frozen=True)
@@ -96,30 +82,43 @@ class Bundle:
 def open_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
     """Open the bundle in the folder `path`; `verify` compares every file with its SHA-256.
 
+    Without it names, sizes, index, shapes and types are compared all the same, and what lies beside is looked at.
+
     Raises
     ------
     KQuantError
-        It is no bundle, is of a newer format, or a file or tensor is missing, truncated, changed or of another shape.
+        It is no bundle, is of a newer format, or a file or tensor is missing, truncated, changed or of another shape,
+        or there are other weights in the folder.
     """
     path = Path(path)
+    config = read_bundle_config(path)
+    manifest = read_json(path / MANIFEST)
+    files, faults = listed_files(path, manifest)
+    refuse(faults)
+    refuse(file_faults(path, files, digests=verify))
+    index = read_index(path)
+    shards = set(index.values())
+    refuse(listing_faults(path, files, shards))
+    refuse(stray_faults(path, files, shards))
+    layouts = read_layouts(path, config["quantization_config"])
+    infos, faults = read_shards(path, index)
+    refuse(faults)
+    require_tensors(path, infos, layouts)
+    return Bundle(path, config, manifest, infos, layouts)
+
+
+def read_bundle_config(path: Path) -> dict[str, Any]:
+    """The config.json of the bundle in the folder `path`; KQuantError unless it is one of a format that is read."""
     if not is_bundle(path):
         raise KQuantError(
             f"{path}: is not a kquant bundle (no {CONFIG} with quant_method {QUANT_METHOD!r}); "
             f"give the folder that `kquant compress` wrote"
         )
     config = read_json(path / CONFIG)
-    quantization = config["quantization_config"]
-    require_version(quantization.get("format_version"), path)
-    manifest = read_json(path / MANIFEST)
-    files = _files(path, manifest)
-    _check_files(path, files, verify=verify)
-    index = weight_map(
-        read_json(path / INDEX), INDEX_REFUSALS, path=path / INDEX, ending=".safetensors", subfolders=False
-    )
-    for name in sorted({CONFIG, INDEX, *index.values()} - set(files)):
-        raise KQuantError(f"{path / MANIFEST}: files does not list {name!r}; the bundle is damaged, make it again")
-    layouts = read_layouts(path, quantization)
-    return Bundle(path, config, manifest, _infos(path, index, layouts), layouts)
+    if why := oversized(config):
+        raise KQuantError(f"{path / CONFIG}: {why}; the bundle is damaged, make it again")
+    require_version(config["quantization_config"].get("format_version"), path)
+    return config
 
 
 def newest_bundle(folder: Path) -> Path:
@@ -128,46 +127,3 @@ def newest_bundle(folder: Path) -> Path:
     if not found:
         raise KQuantError(f"there is no bundle under {folder}/; name one, or make one with `kquant compress MODEL`")
     return max(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))
-
-
-def _files(path: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file of the bundle, as the manifest says."""
-    files = manifest.get("files")
-    if not isinstance(files, dict):
-        raise KQuantError(f"{path / MANIFEST}: has no list of files; the bundle is damaged, make it again")
-    for name, facts in files.items():
-        if not isinstance(facts, dict) or not {"size", "sha256"} <= facts.keys():
-            raise KQuantError(
-                f"{path / MANIFEST}: lacks size or sha256 of {name!r} in files; the bundle is damaged, make it again"
-            )
-        if not stays_inside(name):
-            raise KQuantError(
-                f"{path / MANIFEST}: names {name!r} in files, which is outside the bundle; it is damaged, make it again"
-            )
-    return files
-
-
-def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]], *, verify: bool) -> None:
-    for name, facts in files.items():
-        file = path / name
-        if not file.is_file():
-            raise KQuantError(f"{file}: is missing from the bundle; copy the whole folder, or make it again")
-        if file.stat().st_size != facts["size"]:
-            raise KQuantError(
-                f"{file}: has {file.stat().st_size} bytes, expected {facts['size']}; it was truncated or changed, "
-                f"copy it again"
-            )
-        if verify and file_sha256(file) != facts["sha256"]:
-            raise KQuantError(f"{file}: its SHA-256 is not the one in {MANIFEST}; it was changed, copy it again")
-
-
-def _infos(path: Path, index: Mapping[str, str], layouts: Mapping[str, Layout]) -> dict[str, TensorInfo]:
-    """Every tensor of the shards, after comparing them with the index and the layouts."""
-    infos: dict[str, TensorInfo] = {}
-    for shard in sorted(set(index.values())):
-        infos |= read_header(path / shard)
-    for name in sorted(set(index) ^ set(infos)):
-        where = "has no tensor" if name in index else "does not name the stored tensor"
-        raise KQuantError(f"{path / INDEX}: the bundle {where} {name!r}; it is damaged, make it again")
-    require_tensors(path, infos, layouts)
-    return infos

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kquant_cli.bundle.output_folder import open_part
+from kquant_cli.bundle.part_folder import open_part
 from kquant_cli.encoded import EncodedMatrix, Layout, Record
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.digests import file_sha256

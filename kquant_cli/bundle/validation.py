@@ -5,22 +5,25 @@ Used by the reader of whole bundles, and by the loading of models, which knows c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kquant_cli.bundle.faults import Fault, refuse
 from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, READ_VERSIONS
 from kquant_cli.encoded import Layout, UnknownGridError
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.files.safetensors_format import TensorInfo
 
 
 def require_version(version: object, path: Path) -> None:
     """KQuantError unless the bundle in the folder `path` has a format that is read here."""
     if type(version) is not int or version < 1:
-        raise KQuantError(f"{path / CONFIG}: format_version is {version!r}, expected a number; make the bundle again")
+        raise KQuantError(
+            f"{path / CONFIG}: format_version is {shortened(version)}, expected a number; make the bundle again"
+        )
     if version not in READ_VERSIONS:
         what = "upgrade kashin-quant" if version > FORMAT_VERSION else "make the bundle again"
         formats = f"{min(READ_VERSIONS)} to {max(READ_VERSIONS)}"
@@ -29,56 +32,80 @@ def require_version(version: object, path: Path) -> None:
 
 def read_layouts(path: Path, quantization: Mapping[str, Any]) -> dict[str, Layout]:
     """The layout of every encoded matrix by its module name on disk, from `quantization_config`."""
+    layouts, faults = find_layouts(path, quantization)
+    refuse(faults)
+    return layouts
+
+
+def find_layouts(path: Path, quantization: Mapping[str, Any]) -> tuple[dict[str, Layout], list[Fault]]:
+    """The layouts that can be read, and what is wrong with the others."""
     modules = quantization.get("modules")
     if not isinstance(modules, dict):
-        raise KQuantError(f"{path / CONFIG}: quantization_config has no modules; the bundle is damaged, make it again")
-    layouts = {}
+        why = f"{path / CONFIG}: quantization_config has no modules; the bundle is damaged, make it again"
+        return {}, [Fault(CONFIG, why)]
+    layouts, faults = {}, []
     for name, values in modules.items():
         try:
             layouts[name] = Layout.from_dict(values)
         except UnknownGridError as error:
-            raise KQuantError(
-                f"{path / CONFIG}: module {name!r} of quantization_config has {error}, expected one that this kquant "
-                f"knows; upgrade kashin-quant"
-            ) from error
+            faults.append(
+                Fault(
+                    name,
+                    f"{path / CONFIG}: module {name!r} of quantization_config has {error}, expected one that this "
+                    f"kquant knows; upgrade kashin-quant",
+                )
+            )
         except (KeyError, TypeError, ValueError, AttributeError, KQuantError) as error:
-            why = f"lacks {error}" if isinstance(error, KeyError) else error
-            raise KQuantError(
-                f"{path / CONFIG}: module {name!r} of quantization_config cannot be read ({why}); the bundle is "
-                f"damaged, make it again"
-            ) from error
-    return layouts
+            why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            faults.append(
+                Fault(
+                    name,
+                    f"{path / CONFIG}: module {name!r} of quantization_config cannot be read ({why}); the bundle is "
+                    f"damaged, make it again",
+                )
+            )
+    return layouts, faults
 
 
 def require_tensors(path: Path, infos: Mapping[str, TensorInfo], layouts: Mapping[str, Layout]) -> None:
     """KQuantError unless the stored tensors are those that the layouts ask for, none missing, wrong or left over."""
+    refuse(tensor_faults(path, infos, layouts))
+
+
+def tensor_faults(path: Path, infos: Mapping[str, TensorInfo], layouts: Mapping[str, Layout]) -> Iterator[Fault]:
+    """Where the stored tensors are not those that the layouts ask for: missing, wrong or left over."""
     for module, layout in layouts.items():
         for suffix, shape in layout.tensor_shapes().items():
-            info = infos.get(f"{module}.{suffix}")
+            name = f"{module}.{suffix}"
+            info = infos.get(name)
             if info is None or info.shape != shape:
-                found = f"one of shape {list(info.shape)}" if info else "none"
-                raise KQuantError(
-                    f"{path}: expected the tensor {module}.{suffix} of shape {list(shape)}, found {found}; "
-                    f"the bundle is damaged, make it again"
+                found = f"one of shape {shortened(list(info.shape))}" if info else "none"
+                yield Fault(
+                    name,
+                    f"{path}: expected the tensor {name} of shape {list(shape)}, found {found}; the bundle is damaged, "
+                    f"make it again",
                 )
-            if not (info.dtype == torch.uint8 if suffix == "weight_codes" else info.dtype.is_floating_point):
+            elif not (info.dtype == torch.uint8 if suffix == "weight_codes" else info.dtype.is_floating_point):
                 expected = "uint8" if suffix == "weight_codes" else "a floating-point type"
-                raise KQuantError(
-                    f"{path}: the tensor {module}.{suffix} is {str(info.dtype).removeprefix('torch.')}, expected "
-                    f"{expected}; the bundle is damaged, make it again"
+                yield Fault(
+                    name,
+                    f"{path}: the tensor {name} is {str(info.dtype).removeprefix('torch.')}, expected {expected}; the "
+                    f"bundle is damaged, make it again",
                 )
         owner = layout.channel_scale_from
         if owner is not None and not _shares(layout, layouts.get(owner)):
-            raise KQuantError(
+            yield Fault(
+                module,
                 f"{path / CONFIG}: {module!r} takes its channel scale from {owner!r}, which has none of its size; "
-                f"the bundle is damaged, make it again"
+                f"the bundle is damaged, make it again",
             )
     for name in sorted(infos):
         module, _, suffix = name.rpartition(".")
         if suffix == "weight_codes" and module not in layouts:
-            raise KQuantError(
+            yield Fault(
+                name,
                 f"{path / CONFIG}: quantization_config.modules does not say how the stored {name!r} decodes; "
-                f"the bundle is damaged, make it again"
+                f"the bundle is damaged, make it again",
             )
 
 

@@ -20,7 +20,7 @@ from kquant_cli.bundle.format import (
 )
 from kquant_cli.bundle.staging import Staged
 from kquant_cli.files.digests import file_sha256
-from kquant_cli.files.json_object import write_json
+from kquant_cli.files.json_object import strict, write_json
 from kquant_cli.files.safetensors_reader import read_tensor
 from kquant_cli.files.safetensors_writer import tensor_file
 from kquant_cli.overlap import ahead
@@ -99,7 +99,7 @@ def bundle_config(source: Mapping[str, Any], staged: Iterable[Staged]) -> dict[s
     """The source's config.json with our `quantization_config`: how every encoded matrix decodes."""
     modules = {s.name: s.layout.to_dict() for s in staged if s.layout is not None}
     quantization = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, "modules": modules}
-    return {**source, "quantization_config": quantization}
+    return {**strict(source), "quantization_config": quantization}
 
 
 def file_hashes(folder: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:

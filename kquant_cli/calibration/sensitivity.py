@@ -42,6 +42,7 @@ TOKENS: Final = 512
 DRAWS: Final = 4
 EPS: Final = 1e-3  # less than any encoder of up to 5 bits leaves, and far above the rounding of float32
 NOTHING: Final = 1e-8  # of the largest sensitivity: what the rounding of float32 can make where the noise does nothing
+NO_TOKEN: Final = -1
 
 Told = Callable[[str, int, int], None]
 
@@ -164,9 +165,15 @@ def _load(checkpoint: Checkpoint, device: torch.device | str) -> LoadedModel:
 
 
 def _ready(loaded: LoadedModel) -> LoadedModel:
-    """Without gradients, and without a cache of keys and values."""
+    """Without gradients, without a cache of keys and values, and for several sequences at a time.
+
+    A decoder that classifies looks for the last token that is no padding, and refuses a batch where its config names
+    none; the id that it is given here is that of no token, so the last one counts.
+    """
     loaded.model.requires_grad_(False)
     for config in {id(c): c for c in (loaded.model.config, loaded.model.config.get_text_config())}.values():
         if getattr(config, "use_cache", None):
             config.use_cache = False
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = NO_TOKEN
     return loaded

@@ -1,9 +1,11 @@
-"""Where the tokens come from that a model is measured on: random ones, or a text file of the user's."""
+"""Where the tokens come from that a model is measured on: random ones, a text file, or a data set of text."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +21,8 @@ DATA_FREE: Final = "data-free"  # random tokens, as sensitivities call them
 MOST_BYTES: Final = 1_000_000_000  # of a text, of which some hundred thousand tokens are read
 OWN: Final = "own"  # text that the model itself writes
 CAUSAL: Final = ("ForCausalLM", "LMHeadModel")
+DATA_SET: Final = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # the hub's OWNER/NAME, :CONFIG
+LETTERS: Final = 4_000_000  # taken of a data set: more than calibrations read
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,21 @@ class Source:
 
 
 def open_source(stats: str, word: str = RANDOM) -> Source:
-    """Random tokens for "random", else the text file of that name; `word`: what a user calls random tokens here.
+    """Random tokens for "random", else the text file or the data set of that name.
 
-    Raises KQuantError when the file cannot be read, has no end or is too large, is not UTF-8, or is empty.
+    `word`: what a user calls random tokens here. A data set is a folder in the hub's layout, or, where there is no such
+    file, one of the hub (OWNER/NAME, OWNER/NAME:CONFIG).
+
+    Raises KQuantError when it cannot be read, has no end or is too large, is not UTF-8, or is empty.
     """
     if stats == word:
         return Source(RANDOM, RANDOM)
     path = Path(stats)
-    expected = f"expected a UTF-8 text file, or {word!r} for random tokens"
+    expected = f"expected a UTF-8 text file, a data set (OWNER/NAME of the hub, or its folder), or {word!r}"
     try:
         path = path.expanduser()
+        if path.is_dir() or (not path.exists() and DATA_SET.fullmatch(stats)):
+            return _data_set(str(path))
         with open_plain(path) as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
@@ -61,8 +70,19 @@ def open_source(stats: str, word: str = RANDOM) -> Source:
     return Source(str(path), f"{path.name} (SHA-256 {digest})", text, digest)
 
 
+@lru_cache(maxsize=1)
+def _data_set(name: str) -> Source:
+    from kquant_cli.hf.hub_data import data_set_text  # noqa: PLC0415 - imports datasets
+
+    text = data_set_text(name, LETTERS)
+    if not text.strip():
+        raise KQuantError(f'the data set {name!r} has no text in its split "train": give another, or a text file')
+    digest = sha256(text.encode()).hexdigest()
+    return Source(name, f"{Path(name).name} (the first {len(text):,} letters, SHA-256 {digest})", text, digest)
+
+
 def describe_source(stats: str, word: str = RANDOM) -> str:
-    """What the numbers depend on: "random", or the name and the SHA-256 of the text; KQuantError as `open_source`."""
+    """What the numbers depend on: "random", or the name and the SHA-256 of the text. KQuantError as `open_source`."""
     return open_source(stats, word).description
 
 

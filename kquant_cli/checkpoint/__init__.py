@@ -10,7 +10,7 @@ Names and shapes decide, not model classes: nothing here imports transformers.
 from kquant_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from kquant_cli.checkpoint.fingerprint import content_hash
 from kquant_cli.checkpoint.locate import checkpoints_within, local_folder
-from kquant_cli.checkpoint.selection import Matrix, Selection, select_matrices
+from kquant_cli.checkpoint.selection import Matrix, Selection, matches, select_matrices
 from kquant_cli.checkpoint.stored_tensor import TensorLike
 from kquant_cli.checkpoint.token_matrices import token_matrices
 
@@ -22,6 +22,7 @@ __all__ = [
     "checkpoints_within",
     "content_hash",
     "local_folder",
+    "matches",
     "open_checkpoint",
     "select_matrices",
     "token_matrices",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorLike]
     tied: Mapping[str, str]
     other_files: tuple[Path, ...]
+    infinite: set[str] = field(default_factory=set, compare=False)  # what `content_hash` found to hold infinities
 
     def read(self, name: str, *, pinned: bool = False) -> Tensor:
         """The tensor `name`, in memory of its own, as it is stored. Raises KQuantError when it cannot be read.

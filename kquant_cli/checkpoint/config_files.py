@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kquant_cli.errors import KQuantError
 from kquant_cli.files.json_object import JsonRefusals, read_object
+from kquant_cli.files.model_sizes import oversized
 from kquant_cli.files.safetensors_index import IndexRefusals, weight_map
 
 JSON_REFUSALS = JsonRefusals(
@@ -22,8 +24,11 @@ INDEX_REFUSALS = IndexRefusals(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config.json at `path`. Raises KQuantError when it is not a JSON object, or is too large."""
-    return read_object(path, JSON_REFUSALS)
+    """The config.json at `path`. Raises KQuantError when it is no JSON object, is too large, or asks for too much."""
+    config = read_object(path, JSON_REFUSALS)
+    if why := oversized(config):
+        raise KQuantError(f"{path}: {why}: download it again")
+    return config
 
 
 def read_index(path: Path) -> dict[str, str]:

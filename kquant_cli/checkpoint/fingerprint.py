@@ -18,11 +18,15 @@ from kquant_cli.files.digests import add_file
 from kquant_cli.files.tensor_bytes import tensor_bytes
 from kquant_cli.overlap import ahead
 
+ENDING = ".weight"
+
 
 def content_hash(checkpoint: Checkpoint) -> str:
     """SHA-256 over config and tensors (name, dtype, shape, bytes), however the source's files are cut, and other files.
 
-    Raises KQuantError, naming it, when a file cannot be read or a tensor is not finite.
+    Raises KQuantError, naming it, when a file cannot be read, or a tensor holds what is no number. Infinities are an
+    error in a `*.weight`; anything else that has some (masks, a bias that forbids tokens) is noted in
+    `checkpoint.infinite`.
     """
     digest = sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
     with ahead(_data(checkpoint)) as parts:  # some MB are read while others are hashed
@@ -40,17 +44,19 @@ def _data(checkpoint: Checkpoint) -> Iterator[bytes | memoryview]:
         info = checkpoint.tensors[name]
         yield f"\n{name} {info.dtype} {tuple(info.shape)}\n".encode()
         for piece in checkpoint.pieces(name):
-            if piece.is_floating_point() and not _is_finite(piece):
-                raise KQuantError(
-                    f"{checkpoint.name}: tensor {name!r} has entries that are not finite; mend the checkpoint"
-                )
+            if piece.is_floating_point() and not (extremes := _extremes(piece)).isfinite().all():
+                if name.endswith(ENDING) or extremes.isnan().any():
+                    raise KQuantError(
+                        f"{checkpoint.name}: tensor {name!r} has entries that are not finite; mend the checkpoint"
+                    )
+                checkpoint.infinite.add(name)
             yield tensor_bytes(piece)
 
 
-def _is_finite(values: Tensor) -> bool:
-    """Whether all are; by the extremes, which is thirty times as fast as to ask each of them."""
+def _extremes(values: Tensor) -> Tensor:
+    """The least and the greatest, both NaN where one value is; thirty times as fast as to ask each of them."""
     wide = values.float() if values.element_size() == 1 else values
-    return not values.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(wide))).all())
+    return torch.stack(torch.aminmax(wide)) if values.numel() else torch.zeros(2)
 
 
 def _add_file(digest: Any, path: Path) -> None:

@@ -58,6 +58,19 @@ def fetch(model: str, revision: str | None) -> Path:
         ) from error
 
 
+def fetch_beside(snapshot: Path, name: str) -> bool:
+    """Bring the file `name` of the same model and commit into `snapshot`; whether it is there then."""
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415
+    from huggingface_hub.errors import HTTPError  # noqa: PLC0415
+
+    model = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
+    try:
+        hf_hub_download(model, name, revision=snapshot.name, cache_dir=snapshot.parents[2])
+    except (HTTPError, OSError, ValueError):  # no such file or network, no right to it
+        return False
+    return (snapshot / name).is_file()
+
+
 def _download(model: str, revision: str | None, names: list[str]) -> Path:
     """Look at the small files first, so that a model that is refused costs no download.
 

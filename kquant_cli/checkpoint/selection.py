@@ -1,9 +1,10 @@
 """Which matrices are encoded: decided from names and shapes, so that no architecture needs a table of its own.
 
 By default every floating-point `*.weight` with two dimensions inside the blocks (a number among the name's components),
-but for `KEPT_DENSE`. Embeddings, norms, project_in/out, poolers and heads have no number in their name, so they stay
-dense, but for those of a language model's tokens where these are asked for (token_matrices.py). `--include` patterns
-add any other 2-D `*.weight`, `--exclude` patterns take away; exclude wins.
+but for `KEPT_DENSE`, norms (some have a weight for each head, which is two-dimensional: Cohere's q_norm) and heads that
+are numbered themselves (MusicGen's lm_heads.0). Embeddings, other norms, project_in/out, poolers and heads have no
+number in their name, so they stay dense, but for those of a language model's tokens where these are asked for
+(token_matrices.py). `--include` patterns add any other 2-D `*.weight`, `--exclude` patterns take away; exclude wins.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ KEPT_DENSE = (
         "*pooler*",
     ),  # numbered heads
 )
+NORM = re.compile(r"(?:^|_)(?:[a-z]*norm(?:s|alization)?|ln|rms|bn)\d*(?:_|$)", re.IGNORECASE)  # layernorm_before
+HEADS = re.compile(r"(?:^|_)(?:heads?|classifiers?)$")  # lm_heads, class_head: where a number follows
 CONV1D_MODULES = frozenset(("c_attn", "c_fc", "c_proj", "q_attn"))
 
 
@@ -76,11 +79,13 @@ def select_matrices(
     for pattern in exclude:
         if not _any_match([*tensors, *checkpoint.tied], pattern):
             raise KQuantError(f"the exclude pattern {pattern!r} matches no tensor{_nearest(pattern, eligible)}")
-    default = {name for name in eligible if _in_blocks(name) and not matches(name, KEPT_DENSE)}
+    heads = [name for name in eligible if _is_numbered_head(name)]
+    default = {name for name in eligible if _in_blocks(name) and not matches(name, KEPT_DENSE) and not _is_norm(name)}
+    default -= set(heads)
     selected = [name for name in eligible if (name in default or matches(name, include)) and not matches(name, exclude)]
     transposed = _conv1d(tensors)
     matrices = [_matrix(name, tensors[name].shape, name in transposed) for name in selected]
-    notes = _notes(tensors)
+    notes = _notes(tensors) + _kept_heads([name for name in heads if name not in selected])
     if of_tokens:
         found = [n for n in token_matrices(tensors) if is_large(tensors[n]) and n not in selected]
         also = {kept: dropped for dropped, kept in checkpoint.tied.items()}
@@ -116,6 +121,18 @@ def _in_blocks(name: str) -> bool:
     return any(part.isdecimal() for part in name.split("."))
 
 
+def _is_norm(name: str) -> bool:
+    """Whether the name of the module that has the weight is that of a norm."""
+    parts = [part for part in name.removesuffix(ENDING).split(".") if not part.isdecimal()]
+    return bool(parts) and NORM.search(parts[-1]) is not None
+
+
+def _is_numbered_head(name: str) -> bool:
+    """Whether a number stands only for one of several heads, or the module is called a head in a block (DeepSeek)."""
+    *path, last = name.removesuffix(ENDING).split(".")
+    return last == "head" or (last.isdecimal() and bool(path) and HEADS.search(path[-1]) is not None)
+
+
 def _matrix(tensor: str, shape: tuple[int, ...], transposed: bool) -> Matrix:
     rows, columns = shape
     return Matrix(tensor.removesuffix(ENDING), tensor, (columns, rows) if transposed else (rows, columns), transposed)
@@ -125,6 +142,14 @@ def _kept_beside_encoder(names: Sequence[str]) -> tuple[str, ...]:
     kept = " and ".join(sorted(name.removesuffix(ENDING) for name in names))
     stay = "stays" if len(names) == 1 else "stay"
     return (f"{kept} {stay} dense: tables of a model with an encoder and a decoder are not encoded",) if names else ()
+
+
+def _kept_heads(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    first, more = names[0].removesuffix(ENDING), len(names) - 1
+    others = f" and {more} more stay" if more else " stays"
+    return (f"{first}{others} dense, as output heads do (--include encodes them)",)
 
 
 def _conv1d(tensors: Mapping[str, TensorLike]) -> set[str]:

@@ -18,21 +18,25 @@ from kquant_cli.files.safetensors_reader import read_chunks
 
 INPUTS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "shared.weight")
 OUTPUTS = ("lm_head.weight", "embed_out.weight", "lm_head.decoder.weight", "predictions.decoder.weight")
+OUTPUT_BIASES = ("lm_head.bias", "lm_head.decoder.bias", "predictions.bias", "predictions.decoder.bias")
 
 
 def tied_by_storage(groups: Iterable[list[str]], config: Mapping[str, Any]) -> dict[str, str]:
-    """Dropped name -> kept name for names that share their memory in a .bin file.
+    """Dropped name -> kept name for names that share their memory in a .bin file, and that transformers ties itself.
 
-    The first name that is not the output layer's is kept. Where the config says that embeddings are not tied, the
-    output layer is kept as well: transformers would look for it.
+    Those are the tables of a model's tokens, and the bias of its output layer; the first name that is not the output
+    layer's is kept. Anything else that shares memory (blocks that a model has twice) is kept under every name, since
+    transformers would look for it, and so is all where the config says that embeddings are not tied.
     """
-    tied = {}
-    for names in groups:
-        kept = next((name for name in names if not is_named(name, OUTPUTS)), names[0])
-        for name in names:
-            untied = config.get("tie_word_embeddings") is False and is_named(name, OUTPUTS)
-            if name != kept and not untied:
-                tied[name] = kept
+    if config.get("tie_word_embeddings") is False:
+        return {}
+    tied: dict[str, str] = {}
+    for group in groups:
+        names = [name for name in group if not any(part.isdecimal() for part in name.split("."))]
+        tables = any(is_named(name, (*INPUTS, *OUTPUTS)) for name in names)
+        if tables or all(is_named(name, OUTPUT_BIASES) for name in names):
+            kept = next((name for name in names if not is_named(name, OUTPUTS)), names[0] if names else "")
+            tied |= {name: kept for name in names if name != kept}
     return tied
 
 

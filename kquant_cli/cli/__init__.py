@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -13,13 +14,14 @@ import typer
 from kquant_cli import __version__
 from kquant_cli.cli.bench import bench
 from kquant_cli.cli.compress import compress
-from kquant_cli.cli.console import log, show_log
+from kquant_cli.cli.console import print_error, show_log
 from kquant_cli.cli.decompress import decompress
 from kquant_cli.cli.demo import demo
 from kquant_cli.cli.evaluate import evaluate
 from kquant_cli.cli.generate import generate
 from kquant_cli.cli.inspect import inspect
 from kquant_cli.cli.setting_options import SettingsGroup
+from kquant_cli.cli.verify import verify
 from kquant_cli.errors import KQuantError
 
 
@@ -42,6 +44,7 @@ app = typer.Typer(
 app.command("compress", help=compress.__doc__)(lambda: None)  # Commands has the real one
 app.command("decompress")(decompress)
 app.command("inspect")(inspect)
+app.command("verify")(verify)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.command("bench")(bench)
@@ -72,11 +75,10 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         app(args=args)
     except KQuantError as error:
-        log.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        print_error(error)
         sys.exit(2)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        print_error("no space left where the output goes; send it elsewhere")
+        sys.exit(2)

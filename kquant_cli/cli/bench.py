@@ -65,7 +65,9 @@ def bench(
         dense = ["float32", "bfloat16"] if placed.type == "cpu" else ["auto"]
         rows += [Row(against, "bundle" if _is_bundle(against) else "dense", name) for name in dense]
     workload = Workload(prompt_tokens or _prompt_that_fits(path, new_tokens), new_tokens)
-    measured = measure_in_turns(rows, device, workload, rounds, lambda line: log.print(line, highlight=False))
+    measured = measure_in_turns(
+        rows, device, workload, rounds, lambda line: log.print(line, highlight=False, markup=False)
+    )
     entries = [
         {"path": row.path, "kind": row.kind}
         | asdict(found)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kquant_cli.cli.console import console, log, write_results
+from kquant_cli.cli.results_file import require_results_file
 
 if TYPE_CHECKING:
     import torch
@@ -48,25 +49,28 @@ def compress(
     from kquant_cli.checkpoint import open_checkpoint
     from kquant_cli.cli.progress import show_progress
     from kquant_cli.compress.pipeline import compress as run
+    from kquant_cli.compress.pipeline import rehearse
     from kquant_cli.compress.plan import default_output, make_plan
     from kquant_cli.config import load_config
     from kquant_cli.devices import resolve_device
     from kquant_cli.report import summarise, totals_table
 
+    require_results_file(json_file)
     settings = load_config(config, flags)
     where = resolve_device(device)
     plan = make_plan(open_checkpoint(model, revision), settings)
     out = output or default_output(plan.checkpoint, settings)
     if dry_run:
-        if any(job.config.is_average for job in plan.jobs):
-            plan = _allocated(plan, out, where)
+        with rehearse(plan, out, overwrite=overwrite, say=_say) as inside:
+            if any(job.config.is_average for job in plan.jobs):
+                plan = _allocated(plan, inside, where)
         values = _plan(plan, out)
         console.print(_plan_table(values))
         share = f"{plan.weights:,} of {plan.parameters:,} parameters ({values['encoded_share']:.1%})"
         console.print(f"to be encoded: {share}", highlight=False)
         console.print(f"size: {plan.source_bytes / 1e6:.2f} MB -> {_size(plan)}", highlight=False)
         for note in plan.notes:
-            log.print(f"note: {note}", highlight=False, markup=False)
+            _say(f"note: {note}")
     else:
         try:
             with show_progress(plan, log) as (progress, stage, say):
@@ -75,12 +79,16 @@ def compress(
             log.print("interrupted: the same command goes on from what is finished", highlight=False)
             raise typer.Exit(130) from None
         if not made:
-            log.print(f"{out}: this bundle is already there and complete; nothing to do", highlight=False, markup=False)
+            _say(f"{out}: this bundle is already there and complete; nothing to do")
         values = summarise(open_bundle(out, verify=False))
         console.print(totals_table(values))
         console.print(f"bundle: {out}", highlight=False, markup=False)
     if json_file is not None:
         write_results(json_file, values)
+
+
+def _say(line: str) -> None:
+    log.print(line, highlight=False, markup=False)
 
 
 def _allocated(plan: Plan, out: Path, device: torch.device) -> Plan:

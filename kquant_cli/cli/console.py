@@ -1,14 +1,55 @@
-"""Where output goes: results to standard output and to `--json FILE`, everything else to standard error."""
+"""Where output goes: results to standard output and to `--json FILE`, everything else to standard error.
+
+What is printed may come from a file that somebody else wrote: names of tensors, notes, sentences. So no console lets a
+character through that steers a terminal, whatever the table, the bar or the message that it stands in.
+"""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.segment import Segment
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.safe_names import is_control
 
-console = Console()
-log = Console(stderr=True)
+LONGEST = 2000  # characters of a sentence: what an error quotes may be of any length
+REPLACED = "\N{REPLACEMENT CHARACTER}"
+
+
+def printable(text: str) -> str:
+    """`text` with another character in place of each that steers a terminal or the direction of text.
+
+    So are ESC and all of C0 and C1 but the end of a line, DEL, and the marks, overrides and isolates of bidirectional
+    text.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(REPLACED if is_control(character) and character != "\n" else character for character in text)
+
+
+class SafeConsole(Console):
+    """A console of rich that prints `printable` text; what rich itself sends to move the cursor passes."""
+
+    def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
+        """As rich renders, piece by piece."""
+        for segment in super().render(*args, **kwargs):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+console = SafeConsole()
+log = SafeConsole(stderr=True)
+
+
+def print_error(error: Exception | str) -> None:
+    """One line on standard error: what went wrong, shortened in its middle."""
+    text = " ".join(str(error).split("\n"))
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    log.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 class LogHandler(logging.Handler):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kquant_cli.cli.console import console
+from kquant_cli.cli.console import console, log
 
 
 class Dtype(StrEnum):
@@ -32,9 +32,14 @@ def decompress(
     import torch
 
     from kquant_cli.bundle import open_bundle, write_dense
+    from kquant_cli.bundle.output_folder import check_place
 
+    check_place(output, bundle)  # before all of the bundle is read
     whole = open_bundle(bundle)
-    size = write_dense(whole, output, getattr(torch, dtype) if dtype else None, overwrite=overwrite)
+    target = getattr(torch, dtype) if dtype else None
+    size = write_dense(
+        whole, output, target, overwrite=overwrite, say=lambda line: log.print(line, highlight=False, markup=False)
+    )
     console.print(
         f"{output}: {len(whole.layouts)} matrices decoded, {size / 1e6:.2f} MB", highlight=False, markup=False
     )

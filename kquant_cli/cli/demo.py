@@ -28,7 +28,7 @@ def demo(
 
     Example: kquant demo --bits 3
     """
-    from kquant_cli.compress.pipeline import check_output
+    from kquant_cli.compress.output import check_output
     from kquant_cli.config import load_config
     from kquant_cli.demo import demo_classifier_path, demo_model_path, demo_sentences_path
 

@@ -162,7 +162,12 @@ def _progress(name: str, unit: str) -> Iterator[Any]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit, markup=False),
+    )
     with Progress(*columns, TimeRemainingColumn(), console=log, transient=True) as bar:
         shown = bar.add_task(name)
         yield lambda done, total: bar.update(shown, completed=done, total=total)

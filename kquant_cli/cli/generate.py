@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kquant_cli.cli.bundle_argument import bundle_or_newest
-from kquant_cli.cli.console import log
+from kquant_cli.cli.console import log, printable
 
 if TYPE_CHECKING:
     from kquant_cli.hf.loading import LoadedModel
@@ -76,8 +76,15 @@ def _write(
     model: Any = loaded.model
     own = {"pad_token_id": loaded.tokenizer.eos_token_id or 0} | token_settings(path, model)
     model.generation_config = transformers.GenerationConfig(**own, **settings)
+
+    class Streamer(transformers.TextStreamer):
+        """Of text in which no token steers the terminal."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(printable(text), stream_end)
+
     decoder: Any = Decoder(loaded.tokenizer)
-    streamer = transformers.TextStreamer(decoder, skip_prompt=chat, skip_special_tokens=True)
+    streamer = Streamer(decoder, skip_prompt=chat, skip_special_tokens=True)
     started = time.perf_counter()
     with torch.inference_mode():
         made = model.generate(**inputs, streamer=streamer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,11 +16,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from kquant_cli.cli.stages import PlainStage
 from kquant_cli.compress.pipeline import Progress as Done
 from kquant_cli.compress.plan import Plan
 from kquant_cli.compress.preparation import Stage
-
-LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
 @contextmanager
@@ -34,10 +32,10 @@ def show_progress(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     if not console.is_terminal:
-        yield (lambda done: say(_line(done))), _PlainStage(say), say
+        yield (lambda done: say(_line(done))), PlainStage(say, ends=True), say
         return
     columns = (
-        TextColumn("[progress.description]{task.description}"),
+        TextColumn("{task.description}", style="progress.description", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -69,19 +67,6 @@ def show_progress(
             bar.update(steps[what], completed=done, total=total, visible=done < total)
 
         yield after, stage, say
-
-
-class _PlainStage:
-    """Steps for a log file: the first, the last, and one every ten seconds."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._said = say, float("-inf")
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done == total or now - self._said >= LINE_SECONDS:
-            self._said = now
-            self._say(f"{what}: {done} of {total}")
 
 
 def _line(done: Done) -> str:

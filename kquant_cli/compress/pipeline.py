@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,14 +23,17 @@ import torch
 from torch import Tensor
 
 import kquant_cli
-from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN, is_bundle
-from kquant_cli.bundle.output_folder import check_part, check_place, fresh, is_free, put_in_place, writing
-from kquant_cli.bundle.reader import open_bundle
+from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN
+from kquant_cli.bundle.output_folder import open_output, put_in_place, writing
+from kquant_cli.bundle.part_folder import fresh
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
 from kquant_cli.calibration import import_early, statistics_path
 from kquant_cli.checkpoint import Checkpoint, content_hash
 from kquant_cli.compress.efforts import tuning_budget
+from kquant_cli.compress.kept_dense import names_of
+from kquant_cli.compress.kept_files import kept_beside
+from kquant_cli.compress.output import check_output, is_taken, needed_bytes, ready, require_replaceable, require_same
 from kquant_cli.compress.plan import Job, Plan, describe_texts
 from kquant_cli.compress.preparation import Prepared, Stage, prepare
 from kquant_cli.compress.weights import read_weight
@@ -70,19 +74,23 @@ def compress(
     Raises
     ------
     KQuantError
-        `out` is something else that may not be replaced, a weight is not finite, or no space is left.
+        `out` is something else that may not be replaced or is being written by another process, a weight is not finite,
+        or no space is left.
     """
     check_output(out, plan.checkpoint.path)
     began = time.perf_counter()
-    with writing(out, 2 * plan.estimated_bytes):
+    needed = needed_bytes(plan)
+    with writing(out, needed), open_output(out, plan.checkpoint.path, say, reading=is_taken(out, overwrite)) as part:
+        folder = None if is_taken(out, overwrite) else ready(part, out, needed, overwrite=overwrite)
         measured = plan.config.calibration != "none" and not statistics_path(out).exists()
-        with import_early(measured and (overwrite or is_free(out))):
+        with import_early(measured and folder is not None):
             identity, versions = _identity(plan), _versions(device)
-        if not overwrite and not is_free(out) and _is_same(out, identity["fingerprint"]):
+        if folder is None:
+            require_same(out, identity["fingerprint"])
             return False
-        check_part(out)
-        prepared = prepare(plan, out, identity["source"]["sha256"], device=device, stage=stage, say=say)
-        plan = prepared.plan
+        with kept_beside(out, folder) as inside:
+            prepared = prepare(plan, inside, identity["source"]["sha256"], device=device, stage=stage, say=say)
+        plan = _with_infinite(prepared.plan, say)
         staging = Staging(out, " ".join([identity["fingerprint"], prepared.digest(), *versions.values()]))
         if staging.discarded:
             say(f"discarded unfinished work in {staging.folder}, which was of other settings or weights")
@@ -95,15 +103,35 @@ def compress(
         tuned = _tune(prepared, staged, staging, device, stage)
         if tuned is not None:
             staged = _restated(plan, staged, tuned, device)
-        folder = fresh(staging.folder)
+        new = fresh(folder)
         for note in (*notes, *(tuned.notes if tuned else ())):
             say(f"note: {note}")
         plan = replace(plan, notes=(*plan.notes, *notes, *(tuned.notes if tuned else ())))
-        _write(replace(prepared, plan=plan), folder, staged, tuned, identity | {"versions": versions})
+        _write(replace(prepared, plan=plan), new, staged, tuned, identity | {"versions": versions})
         run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": resident_set("peak")}
-        write_json(folder / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
-        put_in_place(staging.folder, out)
+        write_json(new / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
+        put_in_place(folder, out, lambda place: require_replaceable(place, out, overwrite=overwrite))
     return True
+
+
+@contextmanager
+def rehearse(
+    plan: Plan, out: Path, *, overwrite: bool = False, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Path]:
+    """Refuse what `compress` would refuse before its work; within it, `out` as `prepare` takes it.
+
+    Nothing stays that was not there, but the files kept beside `out`. Raises KQuantError as `compress` does.
+    """
+    check_output(out, plan.checkpoint.path)
+    needed = needed_bytes(plan)
+    with writing(out, needed), open_output(out, plan.checkpoint.path, say, reading=is_taken(out, overwrite)) as part:
+        if is_taken(out, overwrite):
+            require_same(out, _identity(plan)["fingerprint"])
+            say(f"{out}: this bundle is already there and complete")
+            yield out
+        else:
+            with kept_beside(out, ready(part, out, needed, overwrite=overwrite)) as inside:
+                yield inside
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
@@ -117,6 +145,15 @@ def _identity(plan: Plan) -> dict[str, Any]:
     return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, "source": source}
 
 
+def _with_infinite(plan: Plan, say: Callable[[str], None]) -> Plan:
+    """The plan with a note on the dense tensors that hold infinities."""
+    if not plan.checkpoint.infinite:
+        return plan
+    note = f"kept bit for bit with entries that are infinite: {names_of(sorted(plan.checkpoint.infinite))}"
+    say(f"note: {note}")
+    return replace(plan, notes=(*plan.notes, note))
+
+
 def _versions(device: torch.device | str) -> dict[str, str]:
     versions = {"kashin-quant": kquant_cli.__version__, "torch": torch.__version__}
     kind = torch.device(device).type
@@ -128,26 +165,6 @@ def _cautions(plan: Plan, device: torch.device | str) -> list[str]:
     encoders = {job.config.encoder: job.config.chosen for job in plan.jobs}
     cautions = (encoder.caution(torch.device(device)) for encoder in encoders.values())
     return [caution for caution in cautions if caution]
-
-
-def check_output(out: Path, source: Path) -> None:
-    """KQuantError where no bundle may be written to `out`: of what is there, only bundles are replaced."""
-    check_place(out, source)
-    with writing(out, 0):
-        if not is_free(out) and not is_bundle(out):
-            raise KQuantError(
-                f"{out}: exists and is not a kquant bundle, so it is not touched; choose another --output"
-            )
-
-
-def _is_same(out: Path, fingerprint: str) -> bool:
-    """Whether the whole bundle of that fingerprint is there; KQuantError when it is another one."""
-    if open_bundle(out).manifest.get("fingerprint") != fingerprint:
-        raise KQuantError(
-            f"{out}: is a bundle of other settings or of another source; give --overwrite to replace it, or another "
-            f"--output"
-        )
-    return True
 
 
 def _calibrate(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
+from kquant_cli.allocation import possible_levels
 from kquant_cli.bundle.writer import RESERVED
 from kquant_cli.calibration import OWN, describe_source, is_causal
-from kquant_cli.checkpoint import Checkpoint, Matrix, select_matrices, token_matrices
+from kquant_cli.checkpoint import Checkpoint, Matrix, matches, select_matrices, token_matrices
+from kquant_cli.compress.kept_dense import names_of, stay, without_used_weights
 from kquant_cli.config import DENSE, CompressConfig, EncoderConfig, settings_of_matrix, settings_of_tokens
 from kquant_cli.encoders import check_bases, encoded_bytes, takes_metric
 from kquant_cli.errors import KQuantError
@@ -105,14 +108,19 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
             f"name that kquant knows, such as embed_tokens or lm_head; leave it out, or name the matrix with --include"
         )
     selection = select_matrices(checkpoint, config.include, config.exclude, of_tokens=wanted)
+    matrices, used = without_used_weights(checkpoint, selection.matrices)
     for rule in config.layers:
         if not any(fnmatchcase(matrix.name, rule.match.removesuffix(".weight")) for matrix in selection.matrices):
             raise KQuantError(
                 f"layers: the pattern {rule.match!r} fits no matrix to be encoded; expected one for names such as "
                 f"{selection.matrices[0].name!r}"
             )
-    made = (_job(matrix, config, checkpoint) for matrix in selection.matrices)
-    jobs = tuple(job for job in made if not job.matrix.of_tokens or _saves_bytes(job, checkpoint))
+    made = [_job(matrix, config, checkpoint) for matrix in matrices]
+    growing = _that_grow(made, checkpoint, config)
+    jobs = tuple(job for job in made if job.matrix.name not in growing)
+    kept = used + _on_growing([j.matrix.name for j in made if j.matrix.name in growing and not j.matrix.of_tokens])
+    if not jobs:
+        raise KQuantError(f"{checkpoint.path} has no matrix to encode: {'; '.join(kept)}")
     for shape, settings in {(job.matrix.shape, job.config): job.matrix for job in jobs}:
         check_bases(shape, settings.model_copy(update={"levels": 2}) if settings.is_average else settings)
     describe_texts(config)
@@ -120,7 +128,7 @@ def make_plan(checkpoint: Checkpoint, config: CompressConfig) -> Plan:
     require_reader(jobs, config)
     taken = [str(name) for name in checkpoint.other_files if name.as_posix() in RESERVED]
     lost = (f"the source's {', '.join(taken)} is not copied: a bundle has its own",) if taken else ()
-    return Plan(checkpoint, config, jobs, selection.notes + lost)
+    return Plan(checkpoint, config, jobs, selection.notes + kept + lost)
 
 
 def _job(matrix: Matrix, config: CompressConfig, checkpoint: Checkpoint) -> Job:
@@ -134,8 +142,34 @@ def _job(matrix: Matrix, config: CompressConfig, checkpoint: Checkpoint) -> Job:
     return Job(replace(matrix, of_tokens=False), settings, calibrated=calibrated)
 
 
-def _saves_bytes(job: Job, checkpoint: Checkpoint) -> bool:
-    return job.nbytes < checkpoint.tensors[job.matrix.tensor].nbytes
+def _that_grow(jobs: Iterable[Job], checkpoint: Checkpoint, config: CompressConfig) -> set[str]:
+    """The names of the matrices that would not take fewer bytes encoded, but for those that a pattern asks for.
+
+    Of an average with the fewest levels that they may get, and with the channel scale that they may store.
+    """
+    least: dict[Any, int] = {}  # few matrices of a model differ in what counts here
+    found = set()
+    for job in jobs:
+        if (key := (job.kind, job.matrix.of_tokens)) not in least:
+            scaled = config.calibration != "none" and not job.calibrated and not job.matrix.of_tokens
+            least[key] = _least_bytes(job) + (CHANNEL_SCALE_BYTES * job.matrix.shape[1] if scaled else 0)
+        if least[key] >= checkpoint.tensors[job.matrix.tensor].nbytes and not matches(
+            job.matrix.tensor, config.include
+        ):
+            found.add(job.matrix.name)
+    return found
+
+
+def _least_bytes(job: Job) -> int:
+    if not job.config.is_average:
+        return job.nbytes
+    counts = possible_levels(lambda levels: job.config.refusal(levels) is None)
+    return replace(job, config=job.config.model_copy(update={"levels": min(counts)})).nbytes
+
+
+def _on_growing(names: Sequence[str]) -> tuple[str, ...]:
+    why = "encoded, with codebook and scales, they would take more bytes (--include encodes them)"
+    return (f"{names_of(names)} {stay(names)} dense: {why}",) if names else ()
 
 
 def require_writer(checkpoint: Checkpoint, config: CompressConfig) -> None:

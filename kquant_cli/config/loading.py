@@ -12,7 +12,7 @@ from kquant_cli.config.mistakes import explain
 from kquant_cli.config.schema import BELOW_8_BITS, COMBINATION, CompressConfig, EncoderConfig, all_settings, changed
 from kquant_cli.config.yaml_file import read_yaml
 from kquant_cli.encoders import ENCODERS, takes_metric
-from kquant_cli.errors import LONGEST, KQuantError, shown
+from kquant_cli.errors import LONGEST, KQuantError, shortened
 from kquant_cli.suggestions import nearest
 
 
@@ -38,8 +38,8 @@ def _check_size(values: Mapping[str, Any], where: str) -> None:
     """Refuse bits and levels given side by side."""
     if values.get("bits") is not None and values.get("levels") is not None:
         raise KQuantError(
-            f"{where}`bits` is {shown(values['bits'])} and `levels` is {shown(values['levels'])}, expected one of the "
-            f"two: levels are in place of 2^bits"
+            f"{where}`bits` is {shortened(values['bits'])} and `levels` is {shortened(values['levels'])}, expected one "
+            f"of the two: levels are in place of 2^bits"
         )
 
 
@@ -129,14 +129,14 @@ def _check_fallback(config: CompressConfig, settings: EncoderConfig, source: str
         config.fallback(settings)
     except ValidationError as error:
         if error.errors()[0]["type"] == COMBINATION:
-            raise KQuantError(f"{source}: `on_no_convergence` is {shown(answer)}: {explain(error)}") from None
+            raise KQuantError(f"{source}: `on_no_convergence` is {shortened(answer)}: {explain(error)}") from None
         raise KQuantError(
-            f"{source}: `on_no_convergence` is {shown(answer)}, expected `encode`, `keep` or `ENCODER[:BITS]` with "
+            f"{source}: `on_no_convergence` is {shortened(answer)}, expected `encode`, `keep` or `ENCODER[:BITS]` with "
             f"ENCODER one of {', '.join(ENCODERS)} and BITS from 1 to 8, whole"
             + nearest(answer.partition(":")[0][:LONGEST], ["encode", "keep", *ENCODERS])
         ) from None
     if config.is_average and answer != "encode":
         raise KQuantError(
-            f"{source}: `on_no_convergence` is {shown(answer)}, expected `encode` where `bits` is an average "
+            f"{source}: `on_no_convergence` is {shortened(answer)}, expected `encode` where `bits` is an average "
             f"({config.bits}): anything else would use other bits than were allotted"
         )

@@ -168,7 +168,8 @@ class CompressConfig(EncoderConfig):
     calibration: str = Field(
         "auto",
         description="what the model is measured on: own (text that it writes itself), random (tokens: channel scales "
-        "alone), a text file, or none; auto: own for causal language models, else random",
+        "alone), a text file, a data set of the hub (OWNER/NAME, OWNER/NAME:CONFIG, or its folder), or none; auto: own "
+        "for causal language models, else random",
     )
     calibration_tokens: int | None = Field(
         None, ge=4, description="tokens of a calibration on text; by default as many as the effort asks for"

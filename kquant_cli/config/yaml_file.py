@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml
 
-from kquant_cli.errors import KQuantError, shown
+from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.files.plain_file import open_plain
 
 MOST_BYTES: Final = 100_000
@@ -103,7 +103,7 @@ def _check(path: Path, root: yaml.Node) -> None:
         if count > MOST_VALUES or depth > DEEPEST:
             raise _BeyondBoundsError
         if node.tag not in TAGS:
-            kind = shown(node.tag.replace(STANDARD, "!!"))
+            kind = shortened(node.tag.replace(STANDARD, "!!"))
             raise KQuantError(f"{where} has the tag {kind}; {EXPECTED} with texts, numbers and lists")
         if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
             raise KQuantError(f"{where} is a number of {len(node.value)} letters; expected a shorter one")
@@ -120,9 +120,9 @@ def _parts(path: Path, node: yaml.Node, place: str) -> Iterator[tuple[yaml.Node,
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode) or key.tag not in (f"{STANDARD}str", f"{STANDARD}merge"):
-                what = f"`{shown(key.value)[1:-1]}`" if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
+                what = f"`{shortened(key.value)[1:-1]}`" if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
                 raise KQuantError(f"{path}: {what} is not a setting (line {line}): keys are text; {EXPECTED}")
             if key.value in seen:
-                raise KQuantError(f"{path}: line {line} has the key {shown(key.value)} again; give each key once")
+                raise KQuantError(f"{path}: line {line} has the key {shortened(key.value)} again; give each key once")
             seen.add(key.value)
-            yield value, f"{prefix}{shown(key.value)[1:-1]}"
+            yield value, f"{prefix}{shortened(key.value)[1:-1]}"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kquant_cli.errors import KQuantError, shown
+from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.evaluation.batching import longest_first
 from kquant_cli.evaluation.comparison import compare
 from kquant_cli.evaluation.jackknife import means_left_out, standard_error
@@ -133,8 +133,8 @@ def _encode(loaded: LoadedModel, texts: Sequence[str]) -> tuple[list[Encoded], i
     for i, (tokens, count) in sorted(encoded.items()):
         if len(tokens) <= count:
             raise KQuantError(
-                f"the tokenizer of {loaded.path} makes {len(tokens)} tokens of text {i + 1} ({shown(texts[i])}), too "
-                "few to predict the last word from others: it belongs to another model, or the text to another task"
+                f"the tokenizer of {loaded.path} makes {len(tokens)} tokens of text {i + 1} ({shortened(texts[i])}), "
+                "too few to predict the last word from others: it belongs to another model, or the text to another task"
             )
     require_known(loaded.path, loaded.model, torch.tensor([max(tokens) for tokens, _ in encoded.values()]))
     return [encoded[i] for i in range(len(texts))], joined

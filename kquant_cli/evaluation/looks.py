@@ -10,7 +10,7 @@ from itertools import islice
 from statistics import median
 from typing import Final
 
-from kquant_cli.errors import KQuantError, shown
+from kquant_cli.errors import KQuantError, shortened
 
 ANY: Final = "or measure any text with --task text --data FILE"
 SEEN_LINES: Final = 50  # of a table; its columns are as many in each
@@ -42,7 +42,7 @@ def other_kind(text: str, unit: str = "line") -> str | None:
     if len(lines) > 1 and len(tabs) == 1 and tabs != {0}:
         return f"is a table by its first lines, of {tabs.pop() + 1} columns with tabs between them"
     if columns := _csv_columns(lines):
-        return f"is a table by its first lines, with the columns {shown(columns)[1:-1]}"
+        return f"is a table by its first lines, with the columns {shortened(columns)[1:-1]}"
     return repeated(list(_lines(text)))
 
 
@@ -51,7 +51,7 @@ def repeated(rows: Sequence[str]) -> str | None:
     different = len(set(rows))
     if len(rows) < REPEATED or different * REPEATED > len(rows):
         return None
-    return f"has {len(rows):,} lines, of which {different} differ (the first is {shown(rows[0])})"
+    return f"has {len(rows):,} lines, of which {different} differ (the first is {shortened(rows[0])})"
 
 
 def require_text(place: str, text: str) -> None:
@@ -73,7 +73,7 @@ def require_wikitext(place: str, rows: Sequence[str]) -> None:
     titles = [row.strip().strip("= ") for row in rows if HEADING.fullmatch(row.strip())]
     if not titles:
         at, first = next((at, row.strip()) for at, row in enumerate(rows, start=1) if row.strip())
-        raise KQuantError(f"{place} has no heading such as ' = Title = ' (line {at} is {shown(first)}), {expected}")
+        raise KQuantError(f"{place} has no heading such as ' = Title = ' (line {at} is {shortened(first)}), {expected}")
     others = {"Homarus gammarus": "validation", "Valkyria Chronicles III": "training"}
     if titles[0] in others:
         raise KQuantError(f"{place} is the {others[titles[0]]} split (its first title is {titles[0]}), {expected}")
@@ -96,12 +96,12 @@ def require_ptb(place: str, sentences: Sequence[str]) -> None:
         if any(word != word.lower() and PTB_NUMBER not in word.replace("-", " ").split() for word in words):
             capital.append(number)
     if len(capital) * 50 > len(sentences):
-        shown_one = shown(sentences[capital[0] - 1].strip())
+        shown_one = shortened(sentences[capital[0] - 1].strip())
         raise KQuantError(f"{place} has capital letters (sentence {capital[0]} is {shown_one}), {expected}")
     if not marked or marked * 20 < len(sentences):
         raise KQuantError(
             f"{place} has N for a number or <unk> for a rare word in {marked} of {len(sentences):,} sentences (the "
-            f"first is {shown(sentences[0].strip())}), {expected}"
+            f"first is {shortened(sentences[0].strip())}), {expected}"
         )
     others = {"consumers may want to move their telephones": "validation", "aer banknote berlitz calloway": "training"}
     for beginning, split in others.items():
@@ -116,7 +116,7 @@ def require_lambada(place: str, texts: Sequence[str]) -> None:
         raise KQuantError(f"{place} {what}, {expected}")
     for number, text in enumerate(texts, start=1):
         if HEADING.fullmatch(text.strip()) or PTB_UNKNOWN in text.split():
-            raise KQuantError(f"{place} has {shown(text.strip())} in row {number}, {expected}")
+            raise KQuantError(f"{place} has {shortened(text.strip())} in row {number}, {expected}")
     words = median(len(text.split()) for text in texts)
     if len(texts) >= 100 and not 30 <= words <= 150:
         raise KQuantError(f"{place} has rows of {words:g} words, by their median, {expected}")

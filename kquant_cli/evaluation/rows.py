@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from kquant_cli.errors import KQuantError, shown
+from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.files.plain_file import open_plain
 
 Look = Mapping[str, str] | None
@@ -136,7 +136,7 @@ def _json_rows(path: Path, column: str, beside: tuple[str, ...], none: Mapping[s
         if missing := [name for name in beside if name not in row]:
             raise KQuantError(
                 f"{path} line {number} has no {' and no '.join(map(repr, missing))} beside its text (it has "
-                f"{shown(list(row))}): give the data set's own file, or measure any text with --task text"
+                f"{shortened(list(row))}): give the data set's own file, or measure any text with --task text"
             )
         if others := [name for name in none if name in row]:
             raise KQuantError(

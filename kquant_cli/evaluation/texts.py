@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.evaluation.hub import hub_rows
 from kquant_cli.evaluation.looks import require_text, require_wikitext
 from kquant_cli.evaluation.rows import parquet_column, read_text
+from kquant_cli.hf.hub_data import hub_rows
 
 HUB_DATASET: Final = "Salesforce/wikitext"
 HUB_CONFIG: Final = "wikitext-2-raw-v1"

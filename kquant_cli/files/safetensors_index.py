@@ -39,6 +39,6 @@ def weight_map(
         facts = {"path": path, "file": repr(file), "tensor": repr(tensor), "ending": ending}
         if not isinstance(file, str) or not file.endswith(ending):
             raise KQuantError(refusals.no_file.format(**facts))
-        if "\\" in file or not stays_inside(file) or ("/" in file and not subfolders):
+        if not stays_inside(file) or ("/" in file and not subfolders):
             raise KQuantError(refusals.outside.format(**facts))
     return files

@@ -7,8 +7,8 @@ is as small and about as fast, but needs handles held open, and saves no code (s
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kquant_cli.errors import KQuantError
-from kquant_cli.files.safetensors_format import DTYPES, NAMES, TensorInfo
+from kquant_cli.errors import KQuantError, shortened
+from kquant_cli.files.json_object import parse
+from kquant_cli.files.plain_file import open_plain
+from kquant_cli.files.safetensors_format import DTYPES, TensorInfo
 
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MOST_TENSORS = 250_000  # of a file: the largest models have as many in all their files together
+MOST_DIMENSIONS = 64
 GIT_LFS_POINTER = b"version https://git-lfs"
 
 
@@ -48,8 +52,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 def _header_text(path: Path) -> tuple[int, bytes]:
     """The size of the file and its header, unparsed."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(len(GIT_LFS_POINTER))
             if start == GIT_LFS_POINTER:
                 raise KQuantError(f"{path} is a Git LFS pointer, not the weights: fetch the file with `git lfs pull`")
@@ -57,20 +61,25 @@ def _header_text(path: Path) -> tuple[int, bytes]:
                 raise _truncated(path, "at least 8", size)
             (length,) = struct.unpack("<Q", start[:8])
             if length > LONGEST_HEADER:
-                raise _invalid(path, f"its header would be {length} bytes long")
+                raise _invalid(path, f"its header would be {length} bytes long, and at most {LONGEST_HEADER} are read")
             if 8 + length > size:
                 raise _truncated(path, f"more than {8 + length}", size)
             file.seek(8)
-            return size, file.read(length)
+            text = file.read(length)
+            if text is None or len(text) < length:
+                raise _truncated(path, f"more than {8 + length}", size)
+            return size, text
     except OSError as error:
         raise KQuantError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _parse(path: Path, text: bytes) -> Iterator[TensorInfo]:
     """The header's entries, each checked for itself."""
+    if text.count(b'"data_offsets"') > MOST_TENSORS or text.count(b"{") > 2 * MOST_TENSORS:
+        raise _invalid(path, f"its header has more than {MOST_TENSORS} tensors, the most that are read of one file")
     try:
-        header = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        header = parse(text, _unique)
+    except ValueError as error:
         raise _invalid(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _invalid(path, "its header is not a JSON object")
@@ -79,16 +88,24 @@ def _parse(path: Path, text: bytes) -> Iterator[TensorInfo]:
             continue
         if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
             raise _invalid(path, f"tensor {name!r} lacks its dtype, shape or data_offsets")
-        if entry["dtype"] not in NAMES.values():
+        if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
             raise KQuantError(
-                f"{path}: tensor {name!r} has the data type {entry['dtype']!r}, which kquant does not read; "
+                f"{path}: tensor {name!r} has the data type {shortened(entry['dtype'])}, which kquant does not read; "
                 f"convert the checkpoint to float32, float16 or bfloat16"
             )
         dtype, shape, offsets = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
-            raise _invalid(path, f"tensor {name!r} has the shape {shape!r} and the data_offsets {offsets!r}")
+            raise _invalid(
+                path, f"tensor {name!r} has the shape {shortened(shape)} and the data_offsets {shortened(offsets)}"
+            )
+        if len(shape) > MOST_DIMENSIONS or math.prod(max(1, n) for n in shape) >= 1 << 63:
+            raise _invalid(
+                path, f"tensor {name!r} has the shape {shortened(shape)}, beyond {MOST_DIMENSIONS} dimensions or 2^63"
+            )
         if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-            raise _invalid(path, f"tensor {name!r} of shape {shape} and type {entry['dtype']} spans bytes {offsets}")
+            raise _invalid(
+                path, f"tensor {name!r} of shape {shortened(shape)} and type {entry['dtype']} spans bytes {offsets}"
+            )
         begin = 8 + len(text)
         yield TensorInfo(name, dtype, tuple(shape), path, begin + offsets[0], begin + offsets[1])
 
@@ -139,7 +156,7 @@ def read_chunks(info: TensorInfo, size: int = 1 << 24) -> Iterator[bytearray]:
 @contextmanager
 def _open_at(info: TensorInfo) -> Iterator[FileIO]:
     try:
-        with info.file.open("rb", buffering=0) as file:
+        with open_plain(info.file) as file:
             file.seek(info.begin)
             yield file
     except OSError as error:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from kquant_cli.errors import KQuantError, shortened, shown
+from kquant_cli.errors import KQuantError, clipped, shortened
 from kquant_cli.hf import render_template
 from kquant_cli.hf.failures import first_line
 from kquant_cli.hf.tokens import tokenizer_of
@@ -38,7 +38,7 @@ def chat_text(path: str, tokenizer: Any, messages: list[dict[str, str]]) -> str:
         template = tokenizer.get_chat_template()
         tokens = dict(tokenizer.special_tokens_map)
     if not isinstance(template, str) or len(template) > LONGEST:
-        kind = f"a text of {len(template)} letters" if isinstance(template, str) else shown(template)
+        kind = f"a text of {len(template)} letters" if isinstance(template, str) else shortened(template)
         raise _refused(path, f"expected a text of at most {LONGEST} letters, found {kind}")
     asked = {
         "template": template,
@@ -50,7 +50,7 @@ def chat_text(path: str, tokenizer: Any, messages: list[dict[str, str]]) -> str:
     }
     answer = _in_a_process(path, asked)
     if "error" in answer:
-        said = shortened(first_line(Exception(answer["error"]), "it gives no reason"), 200)
+        said = clipped(first_line(Exception(answer["error"]), "it gives no reason"), 200)
         raise _refused(path, said.rstrip("."))
     try:
         answer["text"].encode()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from kquant_cli.errors import KQuantError, shortened, shown
+from kquant_cli.errors import KQuantError, clipped, shortened
 from kquant_cli.files.json_object import read_object
 from kquant_cli.hf.failures import first_line
 
@@ -44,7 +44,7 @@ def require_generation_config(path: str | Path) -> None:
     try:
         GenerationConfig.from_dict(values)
     except Exception as error:  # validation of transformers' own, of every kind
-        said = shortened(first_line(error, "it gives no reason"), 200).rstrip(".")
+        said = clipped(first_line(error, "it gives no reason"), 200).rstrip(".")
         raise KQuantError(
             f"{file} cannot be used ({type(error).__name__}: {said}): correct it, or take it away"
         ) from error
@@ -55,12 +55,16 @@ def require_values(values: Mapping[str, Any], where: str) -> None:
     for name, types in EXPECTED.items():
         value = values.get(name)
         if not (value is None or type(value) in types):
-            raise KQuantError(f"{where}: {name} is {shown(value)}, expected {WORDS[types]}: correct it or leave it out")
+            raise KQuantError(
+                f"{where}: {name} is {shortened(value)}, expected {WORDS[types]}: correct it or leave it out"
+            )
     for name in IDS:
         value = values.get(name)
         ids = value if isinstance(value, list) else [value]
         if not (value is None or all(type(token) is int and abs(token) <= LARGEST_ID for token in ids)):
-            raise KQuantError(f"{where}: {name} is {shown(value)}, expected a token's id: correct it or leave it out")
+            raise KQuantError(
+                f"{where}: {name} is {shortened(value)}, expected a token's id: correct it or leave it out"
+            )
 
 
 def token_settings(path: str, model: Any) -> dict[str, Any]:

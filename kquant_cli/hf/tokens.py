@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from kquant_cli.errors import KQuantError, shortened
+from kquant_cli.errors import KQuantError, clipped
 from kquant_cli.files.json_object import MOST_BYTES, read_object
 from kquant_cli.files.plain_file import open_plain
 from kquant_cli.hf.failures import code_sentence, first_line, is_panic, needs_code
@@ -121,7 +121,7 @@ def tokenizer_of(path: str | Path, files: tuple[str, ...] | None = None) -> Iter
             if name in JSON_FILES:
                 read_object(Path(path) / name)  # says what is wrong where it is no JSON
         named = f" ({', '.join(files)})" if files else ""
-        said = shortened(first_line(error, "it gives no reason"), 200).rstrip(".")
+        said = clipped(first_line(error, "it gives no reason"), 200).rstrip(".")
         raise KQuantError(
             f"the tokenizer of {path}{named} cannot be used ({type(error).__name__}: {said}): "
             "put the files that came with the model beside the weights"

@@ -26,17 +26,17 @@ def _wide(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         numbers = [_measured(entry, name) for name in metrics]
         numbers += [f"{entry.get('counts', {}).get(name, 0):,}" for name in counts]
-        table.add_row(entry["task"], model_name(entry), *numbers, _seconds(entry))
+        table.add_row(escape(entry["task"]), model_name(entry), *numbers, _seconds(entry))
     return table
 
 
 def _long(entries: Sequence[Entry]) -> Table:
     table = _table(["task", "model", "metric"], ["value", "seconds"])
     for entry in entries:
-        head = [entry["task"], model_name(entry)]
+        head = [escape(entry["task"]), model_name(entry)]
         for metric in entry["metrics"]:
             measured = _measured(entry, metric)
-            table.add_row(*head, metric.replace("_", " "), measured, _seconds(entry) if head[0] else "")
+            table.add_row(*head, _words(metric), measured, _seconds(entry) if head[0] else "")
             head = ["", ""]
     return table
 
@@ -49,7 +49,7 @@ def _compared(entries: Sequence[Entry]) -> Table:
     if not others:
         table.title, table.title_justify = f"{model} against {original}", "left"
     for entry in entries:
-        head = [entry["task"], *([model_name(entry)] if others else [])]
+        head = [escape(entry["task"]), *([model_name(entry)] if others else [])]
         for row in _metric_rows(entry):
             table.add_row(*head, *row)
             head = [""] * len(head)
@@ -62,7 +62,7 @@ def _metric_rows(entry: Entry) -> Iterable[tuple[str, str, str, str]]:
     for name, value in entry["metrics"].items():
         difference = against.get("differences", {}).get(name)
         before = number(against["metrics"].get(name)) if against else ""
-        yield name.replace("_", " "), number(value), before, _estimate(difference, "+.4f", ".4f")
+        yield _words(name), number(value), before, _estimate(difference, "+.4f", ".4f")
     if against.get("kl_divergence"):
         yield "KL divergence", _estimate(against["kl_divergence"], ".4g", ".2g"), "", ""
     if against.get("agreement") is not None:
@@ -101,8 +101,13 @@ def _seconds(entry: Entry) -> str:
     return f"{entry.get('seconds', 0):.1f}"
 
 
+def _words(name: str) -> str:
+    """A name of a metric, as markup."""
+    return escape(name.replace("_", " "))
+
+
 def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
     return Table(
         *(Column(word, overflow="fold") if word == "model" else Column(word, no_wrap=True) for word in words),
-        *(Column(name.replace("_", " "), justify="right", no_wrap=True) for name in numbers),
+        *(Column(_words(name), justify="right", no_wrap=True) for name in numbers),
     )

@@ -10,6 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kquant_cli.errors import KQuantError
 
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Size = Annotated[int, Field(ge=1, lt=1 << 31)]
+Error = Annotated[float, Field(ge=0, le=1e9)]  # relative to the weight: 1 where nothing of it is left
+Extent = Annotated[float, Field(ge=0, le=1e30)]
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
@@ -21,26 +26,26 @@ class _Source(_Part):
 
 
 class _Totals(_Part):
-    parameters: int
-    source_bytes: int
-    bytes: int
-    encoded_weights: int
-    encoded_bytes: int
+    parameters: Count
+    source_bytes: Count
+    bytes: Count
+    encoded_weights: Count
+    encoded_bytes: Count
 
 
 class _Matrix(_Part):
-    shape: Annotated[list[int], Field(min_length=2, max_length=2)]
-    bytes: int
+    shape: Annotated[list[Size], Field(min_length=2, max_length=2)]
+    bytes: Count
     encoder: str
-    levels: int
+    levels: Annotated[int, Field(ge=2, le=256)]
     basis: str | None
-    iterations: int
+    iterations: Count
     converged: bool | None
     outcome: str
     trace: list[float]
-    u_max: float | None
-    v_max: float | None
-    relative_error: float
+    u_max: Extent | None
+    v_max: Extent | None
+    relative_error: Error
     metric_loss: float | None = None  # of matrices that were encoded in a calibration's metric
     notes: list[str]
 
@@ -51,29 +56,29 @@ class _Group(_Part):
 
 class _Statistics(_Part):
     source: str
-    tokens: int = 0
+    tokens: Count = 0
     groups: list[_Group] = []
 
 
 class _Divergence(_Part):
-    before: float
-    after: float
+    before: float | None  # null: it was not finite
+    after: float | None
 
 
 class _Tuning(_Part):
-    steps: int
-    tokens: int
-    tuned: int
+    steps: Count
+    tokens: Count
+    tuned: Count
     held_out_divergence: _Divergence
 
 
 class _Allotted(_Part):
-    levels: int
+    levels: Count
 
 
 class _Allocation(_Part):
-    target_bits: float
-    reached_bits: float
+    target_bits: Extent
+    reached_bits: Extent
     sensitivities: str
     matrices: dict[str, _Allotted]
 
@@ -95,5 +100,5 @@ def check_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     try:
         _Manifest.model_validate(dict(manifest))
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
+        where = ".".join(map(str, error.errors()[0]["loc"]))[:500]
         raise KQuantError(f"{file}: lacks or garbles {where}; the bundle is damaged, make it again") from error

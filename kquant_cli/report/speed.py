@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 Entry = Mapping[str, Any]
 ROWS: Mapping[str, Callable[[Entry], str]] = {
-    "dtype": lambda e: e["dtype"],
+    "dtype": lambda e: escape(e["dtype"]),
     "load, seconds": lambda e: f"{e['load_seconds']:.1f}",
     "prefill, tokens/s": lambda e: f"{e['prefill_tokens_per_second']:.0f}",
     "decode, tokens/s": lambda e: f"{e['decode_tokens_per_second']:.1f}",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kquant_cli.bundle import Bundle, kept_results
-from kquant_cli.bundle.format import MANIFEST, RUN, read_json
+from kquant_cli.bundle.format import MANIFEST, MOST_RUN_BYTES, RUN, read_json
 from kquant_cli.errors import KQuantError
 from kquant_cli.report.manifest import check_manifest
 
@@ -18,7 +18,8 @@ def summarise(bundle: Bundle) -> dict[str, Any]:
     `bits_per_weight`: stored bits (codes with padding, codebooks, scales) over encoded weights;
     `bits_per_weight_model`: bits of all tensors over all parameters; `encoded_share`: encoded weights over all
     parameters; `ratio`: bytes of the source's tensors over the bundle's; `notes`: of the whole bundle, then the
-    distinct ones of its layers; `results`: the evaluations kept beside it; `statistics`: what channel scales were
+    distinct ones of its layers; `results`: the evaluations kept beside it, `refused`: sentences on files there that
+    are none of its own; `statistics`: what channel scales were
     measured on, or what the matrices were calibrated on; `allocation`: the plan of an average of bits; `tuning`: what
     the scales' tuning came to; None where the manifest has none.
 
@@ -29,6 +30,7 @@ def summarise(bundle: Bundle) -> dict[str, Any]:
     """
     manifest = bundle.manifest
     check_manifest(bundle.path / MANIFEST, manifest)
+    results, refused = kept_results(bundle.path)
     layers = [_layer(name, facts) for name, facts in manifest["matrices"].items()]
     totals = manifest["totals"]
     return {
@@ -52,7 +54,8 @@ def summarise(bundle: Bundle) -> dict[str, Any]:
         "allocation": manifest.get("allocation"),
         "tuning": manifest.get("tuning"),
         "run": _run(bundle.path / RUN),
-        "results": kept_results(bundle.path),
+        "results": results,
+        "refused": refused,
     }
 
 
@@ -74,7 +77,7 @@ def _layer(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 def _run(file: Path) -> dict[str, Any]:
     """The facts of the run; {} without them, since they are no part of the bundle and say nothing of its weights."""
     try:
-        return read_json(file)
+        return read_json(file, MOST_RUN_BYTES)
     except KQuantError:
         return {}
 

@@ -33,7 +33,7 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("layer", overflow="fold", min_width=16)
     columns = {
         "shape": ["×".join(map(str, layer["shape"])) for layer in layers],
-        "encoder": list(encoders.values()) if mixed else [],
+        "encoder": [escape(encoder) for encoder in encoders.values()] if mixed else [],
         "levels": [str(layer.get("levels") or "") for layer in layers] if many else [],
         "steps": [_steps(layer) for layer in layers],
         "|u|": [_number(layer["u_max"]) for layer in layers],
@@ -131,9 +131,10 @@ def _statistics(statistics: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _tuning(tuning: Mapping[str, Any]) -> str:
-    before, after = (tuning["held_out_divergence"][when] for when in ("before", "after"))
+    values = (tuning["held_out_divergence"][when] for when in ("before", "after"))
+    before, after = ("undefined" if value is None else f"{value:.4f}" for value in values)
     size = f"{tuning['steps']} steps of scales and norms on {tuning['tokens']:,} tokens"
-    return f"{size}, held-out KL {before:.4f} -> {after:.4f} nats a token"
+    return f"{size}, held-out KL {before} -> {after} nats a token"
 
 
 def _loss(layer: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kquant_cli.encoded import EncodedMatrix, Layout
+from kquant_cli.runtime.described_weight import DescribedWeight
 from kquant_cli.runtime.operators import layout_key
 
 DTYPES = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # others as stored, by default float16
@@ -37,6 +38,7 @@ class EncodedWeight(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        self.name = ""  # in the model, for messages
         self.layout = layout
         self.layout_key = layout_key(layout)
         for name, shape in layout.tensor_shapes().items():
@@ -81,15 +83,12 @@ class EncodedWeight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Shape, dtype and device of the dense weight, for models that ask for them; every value is NaN.
+        """Shape, dtype and device of the dense weight, for models that ask for them; to compute with it is an error.
 
         `encoded().decode()` is the weight itself.
         """
         shape = self.layout.shape[::-1] if self.layout.transposed else self.layout.shape
-        nan = torch.full((1, 1), torch.nan, dtype=self.described_dtype, device=self.weight_codes.device)
-        described: Any = nan.expand(shape)
-        described._is_hf_initialized = True  # GPT-2's initialisation of what is missing would write to it
-        return described
+        return DescribedWeight.of(self.name, shape, self.described_dtype, self.weight_codes.device)
 
     def dense(self, dtype: torch.dtype | None) -> nn.Module:
         """The module that this one replaced, with the decoded weight in `dtype` or the source's."""

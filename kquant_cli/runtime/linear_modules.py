@@ -15,19 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from kquant_cli.encoded import Layout
 from kquant_cli.errors import KQuantError
+from kquant_cli.hf.block_names import block_of
 from kquant_cli.hf.parameter_names import parameter_lookup
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 from kquant_cli.runtime.embedding import refusal
 
 WEIGHT = ".weight"
 CODES = "weight_codes"
-
-
-class CannotRunFromCodesError(KQuantError):
-    """The model has a parameter for the matrix, but not one that a layer of ours can take: `reason` says why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; decode it with `kquant decompress`")
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -88,6 +82,25 @@ def stored_parameters(model: Any, names: Iterable[str]) -> set[str]:
     """The parameters of `model` that tensors on disk of these names become, or become a part of."""
     find = parameter_lookup(model)
     return {found.name for name in names if (found := find(name)) is not None}
+
+
+def require_blocks(model: Any, unmatched: Collection[str], stored: Collection[str]) -> None:
+    """KQuantError where encoded matrices of blocks have no module in `model`, and blocks of it have no weight on disk.
+
+    A matrix without a module is no fault by itself: a model may have no part for it (a head, a vision tower's blocks).
+    `unmatched`: names on disk; `stored`: the model's parameters that something on disk becomes.
+    """
+    lost = [name for name in unmatched if block_of(name)]
+    if not lost:
+        return
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    names = (name for name, _ in model.named_parameters() if block_of(name) and name not in tied)
+    empty = [name for name in names if name not in stored]
+    if empty:
+        raise KQuantError(
+            f"{type(model).__name__} has no module for the encoded matrix {min(lost)!r}, and the bundle has no tensor "
+            f"for its {min(empty)!r}: load it as the architecture that its config.json names, or make the bundle again"
+        )
 
 
 def require_place(model: nn.Module, found: EncodedModule, layout: Layout) -> nn.Module:

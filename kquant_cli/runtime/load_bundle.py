@@ -12,7 +12,8 @@ from kquant_cli.bundle import is_bundle
 from kquant_cli.checkpoint import local_folder
 from kquant_cli.devices import resolve_dtype
 from kquant_cli.errors import KQuantError
-from kquant_cli.runtime.loading import load_from_codes, verify_folder
+from kquant_cli.runtime.folder_check import verify_folder
+from kquant_cli.runtime.loading import load_from_codes
 from kquant_cli.suggestions import near
 
 TASKS: Final = {
@@ -35,7 +36,8 @@ def load(
 
     `task` is causal-lm, sequence-classification or encoder. `device_map` is transformers' (None: the first GPU where
     there is one, else the CPU; "auto" spreads a model that is larger than one). `dtype` is that of what is not encoded,
-    and of the outputs (None or "auto": the source's own). `verify` compares a folder's files with their SHA-256.
+    and of the outputs (None or "auto": the source's own). `verify` compares a folder's files with their SHA-256;
+    without it names, sizes, index, shapes and types are compared all the same.
 
     Raises
     ------

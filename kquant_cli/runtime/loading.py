@@ -8,14 +8,15 @@ import torch
 import transformers
 
 from kquant_cli import bundle as bundles
-from kquant_cli.bundle.format import MANIFEST, read_json
+from kquant_cli.bundle.format import read_json
 from kquant_cli.checkpoint import local_folder
 from kquant_cli.devices import resolve_device
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.device_map import DeviceMap
 from kquant_cli.hf.loading import LoadedModel, load_complete, load_dense, or_sentence, require_complete, settle
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 from kquant_cli.runtime.decoded_model import load_decoded
-from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
+from kquant_cli.runtime.folder_check import verify_folder
 from kquant_cli.runtime.quantizer import is_from_bundle, register
 
 
@@ -61,12 +62,6 @@ def load_from_codes(
     if not is_from_bundle(model):
         raise KQuantError(f"{path} is no bundle: give one that `kquant compress` wrote")
     return model.eval()
-
-
-def verify_folder(folder: Path, *, checksums: bool = True) -> None:
-    """KQuantError when the files are not those of the manifest; there is none where `save_pretrained` wrote them."""
-    if (folder / MANIFEST).is_file():
-        bundles.open_bundle(folder, verify=checksums)
 
 
 def _load_bundle(

@@ -25,6 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from kquant_cli.bundle.format import FORMAT_VERSION, QUANT_METHOD
 from kquant_cli.errors import KQuantError
+from kquant_cli.files.model_sizes import oversized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,19 +39,22 @@ class KashinConfig(QuantizationConfigMixin):
         modules: Any = None,
         format_version: int = FORMAT_VERSION,
         quant_method: str = QUANT_METHOD,
+        resaved: bool = False,
         **unknown: Any,
     ) -> None:
         self.quant_method = quant_method  # type: ignore[assignment]
         self.format_version = format_version
         self.modules = modules
+        self.resaved = resaved  # by `save_pretrained`, which writes no manifest
         self.unknown = sorted(unknown)  # of a newer format, which is then refused for its version
 
     def to_dict(self) -> dict[str, Any]:
-        """For config.json."""
+        """For config.json, as `save_pretrained` writes it."""
         return {
             "quant_method": self.quant_method,
             "format_version": self.format_version,
             "modules": copy.deepcopy(self.modules),
+            "resaved": True,
         }
 
 
@@ -59,6 +63,12 @@ class KashinQuantizer(HfQuantizer):
 
     requires_calibration = True  # a dense model is not encoded as it loads: `kquant compress` does that
     quantization_config: KashinConfig
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Called with the config before transformers makes the model of it: refused where that would take for ever."""
+        if why := oversized(config.to_dict()):
+            raise KQuantError(f"the bundle's config.json: {why}; the bundle is damaged, make it again")
+        return config
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
@@ -70,7 +80,8 @@ class KashinQuantizer(HfQuantizer):
                 "a bundle loads from its files, not from a state dict: give from_pretrained the bundle's folder or id"
             )
         files = [Path(file) for file in checkpoint_files]
-        self.quantization_config.modules = place_layers(model, self.quantization_config.to_dict(), files)
+        found = self.quantization_config
+        found.modules = place_layers(model, found.to_dict() | {"resaved": found.resaved}, files)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -83,7 +94,7 @@ class KashinQuantizer(HfQuantizer):
         from kquant_cli.runtime.tied_modules import FixedVocabulary
 
         put_dense_first(model)
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        ends = (model.get_output_embeddings(), _input_embeddings(model))
         if any(isinstance(end, EncodedWeight) for end in ends):
             model.__dict__["resize_token_embeddings"] = FixedVocabulary(model)
         devices = set()
@@ -115,6 +126,14 @@ class KashinQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Codes have no gradients."""
         return False
+
+
+def _input_embeddings(model: PreTrainedModel) -> Any:
+    """None where the model reads no tokens: transformers' classes for sounds and images raise then."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def register() -> None:

@@ -13,17 +13,18 @@ from torch import nn
 from kquant_cli.bundle import read_layouts, require_tensors, require_version
 from kquant_cli.encoded import Layout
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.safetensors_format import TensorInfo
-from kquant_cli.files.safetensors_reader import read_header, read_tensor
+from kquant_cli.files.safetensors_reader import read_tensor
 from kquant_cli.runtime import blocks
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 from kquant_cli.runtime.embedding import KashinEmbedding
 from kquant_cli.runtime.encoded_weight import EncodedWeight
+from kquant_cli.runtime.folder_check import loaded_tensors
 from kquant_cli.runtime.linear import KashinLinear
 from kquant_cli.runtime.linear_modules import (
-    CannotRunFromCodesError,
     EncodedModule,
     find_modules,
     named_as_stored,
+    require_blocks,
     require_place,
     require_same_modules,
     stored_parameters,
@@ -52,13 +53,16 @@ def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -
     require_version(config["format_version"], folder)
     if other := [file.name for file in files if file.suffix != ".safetensors"]:
         raise KQuantError(f"{folder / other[0]}: a bundle's tensors are in safetensors files; make the bundle again")
-    infos: dict[str, TensorInfo] = {name: info for file in files for name, info in read_header(file).items()}
+    infos = loaded_tensors(files, resaved=config.get("resaved") is True)
     layouts = named_as_stored(model, read_layouts(folder, config), infos)
     require_tensors(folder, infos, layouts)
     encoded = find_modules(model, layouts)
     modules = {entry.on_disk: entry.module for entry in encoded}
     on_disk = {entry.module: entry.on_disk for entry in encoded}
-    tied = tied_modules(model, modules.values(), stored_parameters(model, infos))
+    stored = stored_parameters(model, infos)
+    tied = tied_modules(model, modules.values(), stored)
+    filled = {f"{module}.weight" for module in (*on_disk, *tied)}
+    require_blocks(model, [name for name in layouts if name not in modules], stored | filled)
     shared: dict[tuple[Any, ...], KashinLinear] = {}
     scales: dict[str, torch.Tensor] = {}
     for entry in [*encoded, *(EncodedModule(on_disk[owner], module) for module, owner in tied.items())]:
@@ -76,6 +80,7 @@ def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -
                 with torch.device("cpu"):  # transformers builds models under the meta device
                     scales[owner] = read_tensor(infos[f"{owner}.{CHANNEL_SCALE}"])
             made.channel_scale = [scales[owner]]
+        made.name = entry.module
         model.set_submodule(entry.module, made)
         if isinstance(made, KashinLinear):
             _share_input_transform(made, entry.module, owner or entry.on_disk, shared)

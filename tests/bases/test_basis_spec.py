@@ -80,9 +80,19 @@ def test_few_are_kept_of_the_unused_bases():
         (("butterfly", 8, 0, {"counts": 3}), "'butterfly' has no option 'counts': its options are count"),
         (
             ("butterfly", 8, 0, {"count": 0}),
-            "option 'count' of basis 'butterfly' is 0: expected a whole number from 1 up",
+            "option 'count' of basis 'butterfly' is 0: expected a whole number from 1 to 2147483647",
         ),
         (("givens", 8, 0, {"count": 1.5}), "option 'count' of basis 'givens' is 1.5"),
+        (("dct", 2**31), "cannot have size 2147483648: a size is a whole number from 1 to 2147483647"),
+        (("qr", 65536), "basis 'qr' of size 65536 takes 4294967296 numbers: expected at most 268435456"),
+        (
+            ("householder", 8, 0, {"count": 10**9}),
+            "'householder' of size 8 and count 1000000000 takes 64000000000 numbers",
+        ),
+        (("givens", 8, 0, {"count": 10**9}), "takes 16000000000 numbers"),
+        (("butterfly", 4096, 0, {"count": 10**6}), "takes 49152000000 numbers"),
+        (("hadamard", 2147483640), "basis 'hadamard' of size 2147483640 takes"),  # Paley's matrix is dense
+        (("signed_hadamard", 2147483640), "basis 'signed_hadamard' of size 2147483640 takes"),
     ],
 )
 def test_refusals(arguments, sentence):

@@ -249,10 +249,13 @@ NOT_SHARED = "'model.layers.0.self_attn.q_proj' takes its channel scale from {!r
         (damage_one_byte, "SHA-256"),
         (damage_lost_file, "is missing from the bundle"),
         (damage_manifest, "kquant.json: is not valid JSON"),
-        (damage_deep_manifest, "kquant.json: is not valid JSON; the bundle is damaged, make it again"),
+        (
+            damage_deep_manifest,
+            "kquant.json: is not valid JSON (nested more than 64 deep); the bundle is damaged, make it again",
+        ),
         (
             damage_large_manifest,
-            "kquant.json: has 1000000001 bytes, expected at most 1000000000; the bundle is damaged",
+            "kquant.json: has 1000000001 bytes, expected at most 256000000; the bundle is damaged",
         ),
         (damage_no_manifest, "kquant.json: cannot be read"),
         (damage_outside, "names '../elsewhere.safetensors'"),

@@ -1,11 +1,13 @@
 """Sensitivities against plain computations: one weight changed by hand, whole passes, KL from float64 log-softmaxes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
 import tiny_text_models
 import torch
+import transformers
 from torch.nn.functional import log_softmax
 
 from kquant_cli.calibration import sensitivity
@@ -243,3 +245,27 @@ def test_models_whose_numbers_overflow_are_refused(tmp_path: Path) -> None:
     model.save_pretrained(folder)
     with pytest.raises(KQuantError, match="computes numbers that are not finite"):
         measure(folder)
+
+
+class OneByOne(torch.nn.Module):
+    """The logits of a batch, each sequence by itself."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.cat([self.inner(input_ids=row[None]).logits for row in input_ids]))
+
+
+def test_a_decoder_that_classifies_needs_no_padding_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers refuses a batch of such a model, but every sequence of it has a last token."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{**tiny_models.GROUPED, "num_labels": 3, "pad_token_id": None})
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    parts, (_, matrices) = used_tokens(monkeypatch), opened(tmp_path)
+    found = measure(tmp_path, tokens=256)
+    assert all(len(part) > 1 for part in parts)
+    for matrix in matrices[::5]:
+        assert found[matrix.name] == pytest.approx(by_hand(OneByOne(model), matrix, parts, None), rel=0.01)

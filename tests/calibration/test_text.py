@@ -70,7 +70,7 @@ def test_a_file_that_is_no_text_is_a_sentence(folder: Path, tmp_path: Path, cont
         file.write_bytes(content)
     with pytest.raises(KQuantError, match=says) as caught:
         references.measure(folder, stats=str(file))
-    assert str(file) in str(caught.value) and "expected a UTF-8 text file, or 'random'" in str(caught.value)
+    assert str(file) in str(caught.value) and "expected a UTF-8 text file, a data set" in str(caught.value)
     assert not isinstance(caught.value, StatisticsUnavailable)
 
 

@@ -138,6 +138,21 @@ def test_tied_tensors_of_a_bin_are_kept_once_under_the_embeddings_name(tmp_path,
     assert set(checkpoint.tensors) == {"bert.embeddings.word_embeddings.weight", "cls.predictions.bias", "other.weight"}
 
 
+@pytest.mark.parametrize("save", [torch.save, legacy_save], ids=["zip", "legacy"])
+def test_only_what_transformers_ties_is_dropped_from_a_bin(tmp_path, save):
+    """Blocks that share a weight are asked for under each name, and so is a tensor that just happens to be another."""
+    table, block, other = torch.randn(8, 4), torch.randn(4, 4), torch.randn(2, 2)
+    state = {
+        **{"shared.weight": table, "encoder.embed_tokens.weight": table, "lm_head.weight": table},
+        **{"layers.0.fc.weight": block, "layers.1.fc.weight": block, "a.proj.weight": other, "b.proj.weight": other},
+        "layers.2.fc.weight": table,
+    }
+    save(state, folder_with(tmp_path / "m") / "pytorch_model.bin")
+    checkpoint = open_checkpoint(tmp_path / "m")
+    assert dict(checkpoint.tied) == dict.fromkeys(("encoder.embed_tokens.weight", "lm_head.weight"), "shared.weight")
+    assert all(same(checkpoint.read(name), state[name]) for name in checkpoint.tensors)
+
+
 @pytest.mark.parametrize(("tie", "tied"), [(None, True), (True, True), (False, False)])
 def test_a_bin_that_shares_what_the_config_unties_keeps_both(tmp_path, tie, tied):
     table = torch.randn(8, 4)

@@ -63,3 +63,25 @@ def test_a_file_that_is_gone_is_named(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(KQuantError, match=r"cannot read .*tokenizer\.json: No such file"):
         content_hash(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("layers.0.attn.mask", float("-inf"), True),
+        ("lm_head.bias", float("-inf"), True),
+        ("layers.0.attn.mask", float("nan"), False),
+        ("layers.0.fc.weight", float("inf"), False),
+        ("layers.0.fc.weight", float("nan"), False),
+    ],
+)
+def test_infinities_are_an_error_in_weights_alone_and_what_is_no_number_everywhere(tmp_path, name, value, kept):
+    (tmp_path / "config.json").write_text("{}")
+    save_file({name: torch.tensor([0.0, value, 1.0]), "w": torch.ones(3)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    if kept:
+        content_hash(checkpoint)
+        assert checkpoint.infinite == {name}
+    else:
+        with pytest.raises(KQuantError, match=f"tensor '{name}' has entries that are not finite"):
+            content_hash(checkpoint)

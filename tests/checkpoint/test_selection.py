@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+import tiny_uncommon
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -265,3 +266,33 @@ def test_no_matrix_at_all_is_refused(tmp_path):
     with pytest.raises(KQuantError, match=r"m has no matrix to encode: no 2-D .* --include"):
         select_matrices(checkpoint)
     assert names(select_matrices(checkpoint, include=["fc"])) == ["fc"]
+
+
+def test_norms_of_two_dimensions_and_heads_with_numbers_stay_dense(tmp_path):
+    kept = [
+        *("layers.0.attn.q_norm", "layers.0.attn.k_norm", "layers.0.layernorm_before", "layers.0.ln_1", "h.0.norms.1"),
+        *("lm_heads.0", "decoder.lm_heads.1", "class_head.0", "classifiers.2", "layers.0.shared_head.head"),
+    ]
+    encoded = ["layers.0.attn.q_head", "layers.0.normal_proj", "layers.0.head_proj", "heads.0.attn.out_proj"]
+    tensors = {f"{name}.weight": torch.zeros(8, 16) for name in [*kept, *encoded]}
+    checkpoint = open_checkpoint(folder_of(tmp_path / "m", tensors))
+    selection = select_matrices(checkpoint)
+    assert set(names(selection)) == set(encoded)
+    assert selection.notes == ("class_head.0 and 4 more stay dense, as output heads do (--include encodes them)",)
+    more = select_matrices(checkpoint, include=["*lm_heads.*", "*.q_norm"])
+    assert set(names(more)) == {*encoded, "lm_heads.0", "decoder.lm_heads.1", "layers.0.attn.q_norm"}
+
+
+@pytest.mark.parametrize(
+    ("arch", "ending", "note"),
+    [
+        ("cohere", "_norm", ()),
+        ("musicgen", "lm_heads", ("lm_heads.0 and 3 more stay dense, as output heads do (--include encodes them)",)),
+    ],
+)
+def test_of_models_that_have_such(tmp_path, arch, ending, note):
+    checkpoint = open_checkpoint(tiny_uncommon.make(arch, tmp_path / arch))
+    assert [name for name, info in checkpoint.tensors.items() if ending in name and len(info.shape) == 2]
+    selection = select_matrices(checkpoint)
+    assert not [name for name in names(selection) if ending in name]
+    assert selection.notes == note

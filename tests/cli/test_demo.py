@@ -19,12 +19,12 @@ def test_demo_is_the_tour_and_bundles_are_a_little_worse_than_the_models(kquant,
     assert "the model's own text, 8,192 tokens" in result.out
     assert "--task sst2" in result.out
     assert "same label" in result.out
-    (bundle,) = kept_results(tmp_path / "b")
+    (bundle,), _ = kept_results(tmp_path / "b")
     assert bundle["task"] == "demo"
     dense = float(re.search(r"opt-4m \(dense\) │ +([\d.]+)", result.out)[1])
     assert dense < 200
     assert 0.99 < bundle["perplexity"] / dense < 1.05
-    (classified,) = kept_results(tmp_path / "b-sst2")
+    (classified,), _ = kept_results(tmp_path / "b-sst2")
     assert f"{classified['against']['metrics']['accuracy']:.4f}" in result.out
     again = kquant("demo", "--bits", 4, "-o", tmp_path / "b")
     assert again.code == 0

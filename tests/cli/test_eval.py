@@ -249,7 +249,7 @@ def test_a_classifiers_bundle_against_its_original(
         assert run.code == 0, run.err
         assert "paired over examples" in run.out
         assert "same label" in run.out
-    assert [entry["task"] for entry in kept_results(tmp_path / "mrpc")] == ["mrpc"]
+    assert [entry["task"] for entry in kept_results(tmp_path / "mrpc")[0]] == ["mrpc"]
 
 
 def test_bad_input_of_classification(kquant: KQuant, classifiers: tuple[Path, Path], model: Path) -> None:

@@ -323,3 +323,14 @@ def test_other_files_are_copied(tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert config.pop("quantization_config")["quant_method"] == "kashin"
     assert config == json.loads((source / "config.json").read_text())
+
+
+def test_a_config_with_infinity_is_passed_on_as_transformers_writes_it(tiny_llama, tmp_path):
+    """Nemotron-H and Mamba-Codestral have one; JSON itself has no word for it."""
+    source = Path(shutil.copytree(tiny_llama, tmp_path / "source"))
+    text = (source / "config.json").read_text().replace("{", '{"time_step_limit": [0.0, Infinity],', 1)
+    (source / "config.json").write_text(text)
+    pipeline.compress(make_plan(open_checkpoint(source), CompressConfig(encoder="uniform")), tmp_path / "bundle")
+    written = (tmp_path / "bundle" / "config.json").read_text()
+    config = json.loads(written, parse_constant=pytest.fail)
+    assert config["time_step_limit"] == [0.0, {"__float__": "Infinity"}]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import sys
 import tracemalloc
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.json_object import DEEPEST, JsonRefusals, find_object, read_object, write_json
+from kquant_cli.files.json_object import DEEPEST, JsonRefusals, find_object, read_object, strict, write_json
 
 WORDS = JsonRefusals(
     unreadable="{path} unreadable {why}",
@@ -49,8 +50,8 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
         ("{}".encode("utf-16"), "invalid 'utf-8' codec"),
         (b"\xef\xbb\xbf{}", "invalid Unexpected UTF-8 BOM"),
         (b'{"a": ' + b"9" * 5000 + b"}", "invalid Exceeds the limit"),
-        (b"[" * 100_000, "invalid maximum recursion depth"),
-        (b'{"a":' * 100_000, "invalid maximum recursion depth"),
+        (b"[" * 100_000, f"invalid nested more than {DEEPEST} deep"),
+        (b'{"a":' * 100_000, f"invalid nested more than {DEEPEST} deep"),
         (b"[]", "no object but list"),
         (b"null", "no object but NoneType"),
         (b'"{}"', "no object but str"),
@@ -108,8 +109,55 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/zero")
 def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").symlink_to("/dev/zero")
-    with pytest.raises(KQuantError, match="invalid"):
+    with pytest.raises(KQuantError, match="unreadable it is no plain file"):
         read_object(tmp_path / "x.json", WORDS)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(KQuantError, match="unreadable it is no plain file"):
+        read_object(tmp_path / "x.json", WORDS)
+
+
+def test_the_number_of_values_is_bounded_before_parsing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kquant_cli.files.json_object.MOST_VALUES", 5)
+    (tmp_path / "x.json").write_text('{"a": [1, 2, {}]}')
+    assert read_object(tmp_path / "x.json", WORDS) == {"a": [1, 2, {}]}
+    (tmp_path / "x.json").write_text('{"a": [1, 2, {}, 4')  # nobody looks whether it is JSON
+    with pytest.raises(KQuantError, match="invalid more than 5 values"):
+        read_object(tmp_path / "x.json", WORDS)
+
+
+def test_wide_characters_count_four_times(tmp_path: Path) -> None:
+    """Python's text then takes four bytes a character."""
+    (tmp_path / "x.json").write_text('{"é": 1}', encoding="utf-8")
+    assert read_object(tmp_path / "x.json", WORDS, most=36) == {"é": 1}
+    with pytest.raises(KQuantError, match="too large 9 > 8"):
+        read_object(tmp_path / "x.json", WORDS, most=35)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_not_finite_are_read_unless_refused(tmp_path: Path, number: str) -> None:
+    (tmp_path / "x.json").write_text(f'{{"a": [{{"b": {number}}}]}}')
+    assert not math.isfinite(read_object(tmp_path / "x.json", WORDS)["a"][0]["b"])
+    with pytest.raises(KQuantError, match=r"invalid it holds -?(nan|inf), expected finite numbers"):
+        read_object(tmp_path / "x.json", WORDS, finite=True)
+    assert find_object(tmp_path / "x.json", finite=True) is None
+
+
+def test_strict_values_are_those_of_transformers() -> None:
+    values = {"a": [0.0, math.inf, (-math.inf,)], "b": {"c": math.nan}, "d": "Infinity"}
+    written = {"a": [0.0, {"__float__": "Infinity"}, [{"__float__": "-Infinity"}]], "b": {"c": {"__float__": "NaN"}}}
+    assert strict(values) == written | {"d": "Infinity"}
+
+
+def test_no_character_steers_a_terminal(tmp_path: Path) -> None:
+    values = {"a": "\x1b[2J\x9b\u202eé\u2069"}
+    write_json(tmp_path / "x.json", values, ascii_only=False)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert text == '{\n "a": "\\u001b[2J\\u009b\\u202eé\\u2069"\n}\n'
+    assert json.loads(text) == values
 
 
 @pytest.mark.parametrize("values", [{"a": float("nan")}, {"a": float("inf")}, {"a": "\ud800"}])

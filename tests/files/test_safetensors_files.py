@@ -305,3 +305,37 @@ def test_a_file_that_need_not_be_durable_is_not_synced(tmp_path, monkeypatch, du
     with tensor_file(tmp_path / "x", [("a", torch.float32, (2,))], durable=durable) as file:
         file.write("a", torch.ones(2))
     assert len(calls) == durable
+
+
+def with_header(path, text, data=b""):
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def test_the_number_of_tensors_is_bounded_before_the_header_is_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr("kquant_cli.files.safetensors_reader.MOST_TENSORS", 3)
+    entries = [f'"{n}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for n in range(4)]
+    assert len(read_header(with_header(tmp_path / "x", f"{{{','.join(entries[:3])}}}".encode()))) == 3
+    with pytest.raises(KQuantError, match="its header has more than 3 tensors, the most that are read of one file"):
+        read_header(with_header(tmp_path / "x", f"{{{','.join(entries)}".encode()))
+    with pytest.raises(KQuantError, match="more than 3 tensors"):
+        read_header(with_header(tmp_path / "x", b"{" * 8))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[0] * 65, [0, 1 << 40, 1 << 40], [1 << 47] * 1000 + [0], [(1 << 48) - 1] * 2 + [0]],
+    ids=["dimensions", "product", "many", "large"],
+)
+def test_shapes_that_torch_cannot_have_are_refused_though_they_hold_nothing(tmp_path, shape):
+    text = json.dumps({"a": {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    with pytest.raises(KQuantError, match=r"tensor 'a' has the shape \[.*\], beyond 64 dimensions or 2\^63") as refusal:
+        read_header(with_header(tmp_path / "x", text))
+    assert len(str(refusal.value)) < 500 + len(str(tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(KQuantError, match="it is no plain file"):
+        read_header(tmp_path / "x.safetensors")

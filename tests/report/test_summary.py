@@ -100,7 +100,12 @@ def test_what_was_measured_is_shown_where_the_manifest_has_it(bundle, kquant, ch
         (matrix(shape=[1, 2, 3]), "shape"),
         (matrix(u_max="1"), "u_max"),
         (matrix(relative_error=None), "relative_error"),
-        (matrix(trace=[float("nan")]), "trace.0"),
+        (matrix(trace=["1"]), "trace.0"),
+        (matrix(relative_error=1e300), "relative_error"),  # its square is no float
+        (matrix(relative_error=-1), "relative_error"),
+        (matrix(u_max=1e300), "u_max"),
+        (matrix(shape=[2**31, 1]), "shape.0"),
+        (lambda m: m["totals"].update(bytes=10**400), "totals.bytes"),  # nor is this
         (lambda m: next(iter(m["matrices"].values())).pop("v_max"), "v_max"),
         (lambda m: m.update(statistics="random"), "statistics"),
         (lambda m: m.update(statistics={"tokens": 3}), "statistics.source"),
@@ -118,3 +123,55 @@ def test_damaged_manifest(bundle, change, what):
     assert str(error.value).startswith(f"{bundle / 'kquant.json'}: lacks or garbles ")
     assert f"{what};" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_manifest_with_a_number_that_is_not_finite_is_refused(bundle, kquant, number):
+    """In whatever it says: its settings are shown in the JSON of inspect, which has no word for such a number."""
+    text = (bundle / "kquant.json").read_text()
+    (bundle / "kquant.json").write_text(text.replace('"settings": {', f'"settings": {{"x": {number},', 1))
+    result = kquant("inspect", bundle)
+    assert result.code == 2
+    assert "expected finite numbers" in result.err
+
+
+def test_run_is_bounded(bundle):
+    (bundle / "run.json").write_text(json.dumps({"seconds": 1.0, "x": "y" * 1_000_000}))
+    assert summarise(open_bundle(bundle))["run"] == {}
+    (bundle / "run.json").write_text('{"seconds": NaN}')
+    assert summarise(open_bundle(bundle))["run"] == {}
+
+
+def test_a_tuning_that_was_not_finite_is_shown(bundle, kquant):
+    tuning = {"steps": 1, "tokens": 2, "tuned": 0, "held_out_divergence": {"before": 0.5, "after": None}}
+    change_manifest(bundle, lambda m: m.update(tuning=tuning))
+    assert "held-out KL 0.5000 -> undefined nats" in " ".join(kquant("inspect", bundle).out.split())
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202e[/][bold red]x[/]\u2066"
+
+
+def test_nothing_that_a_bundle_says_steers_the_terminal(bundle, kquant):
+    """Names, notes and sentences, with escape sequences, returns, marks of direction, and markup of rich's own."""
+
+    def change(manifest):
+        first = next(iter(manifest["matrices"]))
+        manifest["matrices"][EVIL] = manifest["matrices"].pop(first) | {"notes": [EVIL], "encoder": EVIL, "basis": EVIL}
+        manifest["source"] = {"name": EVIL, "revision": EVIL}
+        manifest["notes"] = [EVIL]
+        manifest["statistics"] = {"source": EVIL}
+        manifest["allocation"] = ALLOCATION | {"sensitivities": EVIL}
+
+    change_manifest(bundle, change)
+    result_file = {"task": EVIL, "measured": EVIL, "sentence": EVIL, "model": EVIL, "model_kind": EVIL,
+                   "metrics": {EVIL: 1.0}, "counts": {EVIL: 1}}  # fmt: skip
+    against = {"against": {"model": EVIL, "metrics": {EVIL: 1.0}, "differences": {}, "per": EVIL}}
+    (bundle / "results").mkdir()
+    (bundle / "results" / "a.json").write_text(json.dumps(result_file))
+    for more in ({}, against):
+        (bundle / "results" / "b.json").write_text(json.dumps(result_file | more))
+        result = kquant("inspect", bundle)
+        assert result.code == 0
+        assert "[bold red]x[/]" in result.out  # shown as it is
+        printed = (result.out + result.err).replace("\n", "")
+        assert not [c for c in printed if ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or c in "\u202e\u2066"]

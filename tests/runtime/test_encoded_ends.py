@@ -20,7 +20,7 @@ from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError
 from kquant_cli.runtime import KashinEmbedding, KashinLinear, load, load_model
-from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 from kquant_cli.speed.floor import bytes_per_token
 
 WORDS = {"vocab_size": 2100}  # times 32: as many weights as are worth encoding

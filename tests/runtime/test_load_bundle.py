@@ -19,7 +19,7 @@ from torch import nn
 import kquant_cli
 from kquant_cli.errors import KQuantError
 from kquant_cli.runtime import KashinLinear, load, load_model
-from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 from kquant_cli.runtime.replace_layers import kashin_layers
 
 CAUSAL = ["opt", "opt_projected", "gpt2", "gpt_neox", "llama", "qwen3", "gemma"]
@@ -33,8 +33,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle_of("llama", tmp_path_factory.mktemp("codes"), calibration="random")
 
 
+@pytest.fixture
+def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles load without a manifest: so a changed one is refused for its tensors."""
+    monkeypatch.setenv("KQUANT_WITHOUT_MANIFEST", "1")
+
+
 def copy_of(bundle: Path, to: Path) -> Path:
-    """Another folder with the same files but the manifest: a changed bundle is to be refused for its tensors."""
+    """Another folder with the same files but the manifest."""
     to.mkdir()
     for file in bundle.iterdir():
         if file.is_file() and file.name != "kquant.json":
@@ -280,6 +286,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("name", DAMAGES)
 def test_what_does_not_fit_is_refused_before_loading(name: str, llama: Path, tmp_path: Path) -> None:
     change, sentence = DAMAGES[name]
@@ -289,6 +296,7 @@ def test_what_does_not_fit_is_refused_before_loading(name: str, llama: Path, tmp
             loading(bundle)
 
 
+@pytest.mark.usefixtures("unlisted")
 def test_a_model_of_other_sizes_is_refused(llama: Path, tmp_path: Path) -> None:
     bundle = copy_of(llama, tmp_path / "other")
     config = json.loads((bundle / "config.json").read_text())
@@ -316,6 +324,151 @@ def test_what_is_no_bundle_is_refused(tiny_llama: Path, llama: Path, tmp_path: P
         transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, quantization_config=KashinConfig())
 
 
+LOADINGS = [
+    load,
+    lambda folder: load(folder, verify=False),
+    lambda folder: load_model(folder, device="cpu"),
+    transformers.AutoModelForCausalLM.from_pretrained,
+]
+
+
+def whole_copy(bundle: Path, to: Path) -> Path:
+    copy_of(bundle, to)
+    (to / "kquant.json").write_bytes((bundle / "kquant.json").read_bytes())
+    return to
+
+
+def altered(bundle: Path) -> None:
+    """Another file of weights, whole in itself, which transformers prefers to the index."""
+    tensors = load_file(bundle / SHARD)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, bundle / "model.safetensors", metadata={"format": "pt"})
+
+
+def renamed(bundle: Path) -> None:
+    (bundle / SHARD).rename(bundle / "model.safetensors")
+
+
+def shortened(bundle: Path) -> None:
+    with (bundle / "generation_config.json").open("w") as file:
+        file.write("{}")
+
+
+def index_elsewhere(bundle: Path) -> None:
+    """Of the same size, so that only who looks into it sees that a tensor is missing."""
+    text = (bundle / "model.safetensors.index.json").read_text()
+    (bundle / "model.safetensors.index.json").write_text(text.replace("norm.weight", "morn.weight", 1))
+
+
+def linked(bundle: Path) -> None:
+    (bundle / SHARD).rename(bundle.parent / SHARD)
+    (bundle / SHARD).symlink_to(bundle.parent / SHARD)
+
+
+def deep(bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+
+
+SHARD = "model-00001-of-00001.safetensors"
+
+
+@pytest.mark.parametrize("loading", LOADINGS, ids=["load", "not verified", "load_model", "from_pretrained"])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (altered, r"model\.safetensors: (would be loaded|holds weights or names them), but is no part of the bundle"),
+        (renamed, r"model-00001-of-00001\.safetensors: is missing|model\.safetensors: would be loaded"),
+        (
+            lambda bundle: (bundle / "kquant.json").unlink(),
+            "has no kquant.json, which says what its files should be; copy",
+        ),
+        (shortened, r"generation_config\.json: has 2 bytes, expected \d+"),
+        (index_elsewhere, "the bundle has no tensor '.*morn.weight'|SHA-256 is not the one"),
+        (linked, "is a link that leads out of the bundle"),
+        (deep, "num_hidden_layers is 1000000000, expected at most 10000"),
+    ],
+)
+def test_what_is_loaded_is_what_was_checked(
+    loading: Any, change: Any, sentence: str, llama: Path, tmp_path: Path
+) -> None:
+    bundle = whole_copy(llama, tmp_path / "bundle")
+    change(bundle)
+    with pytest.raises(KQuantError, match=sentence):
+        loading(bundle)
+
+
+def flip(bundle: Path) -> None:
+    data = bytearray((bundle / SHARD).read_bytes())
+    data[-1] ^= 1
+    (bundle / SHARD).write_bytes(data)
+
+
+def test_digests_are_compared_by_load_and_where_they_are_asked_for(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = whole_copy(llama, tmp_path / "bundle")
+    flip(bundle)
+    load(bundle, verify=False)
+    transformers.AutoModelForCausalLM.from_pretrained(bundle)
+    with pytest.raises(KQuantError, match="SHA-256"):
+        load(bundle)
+    monkeypatch.setenv("KQUANT_VERIFY", "1")
+    with pytest.raises(KQuantError, match="SHA-256"):
+        transformers.AutoModelForCausalLM.from_pretrained(bundle)
+
+
+def test_a_folder_without_a_manifest_loads_where_that_is_asked_for(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = copy_of(llama, tmp_path / "bundle")
+    monkeypatch.setenv("KQUANT_WITHOUT_MANIFEST", "1")
+    assert torch.equal(logits(load(bundle)), logits(load(llama)))
+    altered(bundle)
+    for loading in LOADINGS:
+        with pytest.raises(KQuantError, match="no part of the bundle"):
+            loading(bundle)
+
+
+def test_what_save_pretrained_wrote_has_no_manifest_and_says_so(llama: Path, tmp_path: Path) -> None:
+    model = load(llama)
+    model.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text())["quantization_config"]["resaved"] is True
+    for loading in LOADINGS:
+        loading(tmp_path / "saved")
+    (tmp_path / "saved" / "other.safetensors").write_bytes((tmp_path / "saved" / "model.safetensors").read_bytes())
+    with pytest.raises(KQuantError, match=r"other\.safetensors: holds weights"):
+        load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_a_snapshot_gets_its_manifest_from_the_hub(
+    offered: bool, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers downloads only what it loads: a manifest that cannot be had is said, not demanded."""
+    snapshot = tmp_path / "models--somebody--codes/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors.index.json", SHARD):
+        (snapshot / name).write_bytes((llama / name).read_bytes())
+    asked: list[Any] = []
+
+    def download(model: str, name: str, *, revision: str, cache_dir: Path) -> None:
+        asked.append((model, name, revision, cache_dir))
+        if not offered:
+            raise OSError("no network")
+        (snapshot / name).write_bytes((llama / name).read_bytes())
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    load_quietly = transformers.AutoModelForCausalLM.from_pretrained
+    load_quietly(snapshot)
+    assert asked == [("somebody/codes", "kquant.json", "abc", tmp_path)]
+    assert ("sizes and digests of its files are not compared" in caplog.text) is not offered
+    with (snapshot / SHARD).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(KQuantError, match="bytes, expected" if offered else "where its header describes"):
+        load_quietly(snapshot)
+
+
 REGISTERED = "from transformers.quantizers import auto\nprint(auto.AUTO_QUANTIZER_MAPPING['kashin'].__name__)"
 LOADED = (
     "model = transformers.AutoModelForCausalLM.from_pretrained({!r})\nprint(type(model.model.layers[0].mlp.up_proj))"
@@ -340,3 +493,40 @@ def test_the_quantiser_is_registered_in_either_order(first: str, then: str, prin
 def test_public_names() -> None:
     assert kquant_cli.load is load
     assert kquant_cli.KashinLinear is KashinLinear
+
+
+def test_names_that_the_model_does_not_have_are_refused_and_never_filled_with_chance(
+    llama: Path, tmp_path: Path
+) -> None:
+    """transformers itself would warn, and go on with random blocks."""
+    folder = copy_of(llama, tmp_path / "renamed")
+    config, (file,) = json.loads((folder / "config.json").read_text()), folder.glob("*.safetensors")
+    tensors = {name.replace("layers.1.", "stack.1."): tensor for name, tensor in load_file(file).items()}
+    for old in (file, folder / "model.safetensors.index.json"):
+        old.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(config["quantization_config"]).replace("layers.1.", "stack.1.")
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": json.loads(text)}))
+    said = (
+        r"LlamaForCausalLM has no module for the encoded matrix 'model\.stack\.1\.mlp\.down_proj', "
+        r"and the bundle has no tensor for its 'model\.layers\.1\."
+    )
+    with pytest.raises(KQuantError, match=said):
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_model_that_reads_no_tokens(tmp_path: Path) -> None:
+    """WavLM hears sounds: transformers has no input embedding to give, and raises where it is asked for one."""
+    config = transformers.WavLMConfig(
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        **{"conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3)},
+        **{"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
+    )
+    transformers.WavLMModel(config).save_pretrained(tmp_path / "source")
+    bundle = compress(tmp_path / "source", tmp_path / "bundle")
+    sound = torch.randn(1, 800, generator=torch.Generator().manual_seed(0))
+    twin = twin_of(bundle, "AutoModel")
+    with torch.no_grad():
+        found, expected = (m(sound).last_hidden_state for m in (load(bundle, "encoder", dtype="float32"), twin))
+    assert len(list(kashin_layers(load(bundle, "encoder")))) == 6
+    assert relative(found, expected) < ROUNDED

@@ -19,7 +19,7 @@ from kquant_cli.checkpoint import open_checkpoint
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.loading import LoadedModel
 from kquant_cli.runtime import load_model, loading, running_dtype
-from kquant_cli.runtime.linear_modules import CannotRunFromCodesError
+from kquant_cli.runtime.cannot_run import CannotRunFromCodesError
 
 CAUSAL = ["opt", "opt_projected", "gpt2", "gpt_neox", "llama", "gemma", "mixtral"]
 
@@ -47,6 +47,7 @@ def as_bundle(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(folder: Path, without: str = "") -> Path:
         monkeypatch.setattr(bundles, "is_bundle", lambda path: path == folder)
         monkeypatch.setattr(bundles, "open_bundle", lambda path, verify: FolderAsBundle(path, without))
+        monkeypatch.setattr(loading, "verify_folder", lambda path: None)
         monkeypatch.setattr(loading, "load_from_codes", refuse)
         return folder
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kquant_cli.errors import KQuantError, shown
+from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.evaluation.classification.spec import Spec, plain
 from kquant_cli.evaluation.classification.tsv import read_tsv
-from kquant_cli.evaluation.hub import hub_rows
 from kquant_cli.evaluation.looks import repeated
 from kquant_cli.evaluation.rows import label_names, parquet_rows
+from kquant_cli.hf.hub_data import hub_rows
 
 HIGHEST_SCORE = 5.0
 MANY = 100  # examples: of so many, some have another label
@@ -112,8 +112,8 @@ def _official(spec: Spec, file: Path) -> Iterable[Row]:
         if spec.labels and (label.isdecimal() if spec.tsv.named else label.lower() in spec.labels):
             expected = ", ".join(spec.labels if spec.tsv.named else map(str, range(len(spec.labels))))
             raise KQuantError(
-                f"{file} {where}: the label is {shown(label)}, and in the official file of {spec.folder} it is one of "
-                f"{expected}: give that file"
+                f"{file} {where}: the label is {shortened(label)}, and in the official file of {spec.folder} it is one "
+                f"of {expected}: give that file"
             )
         yield where, row
 
@@ -125,8 +125,8 @@ def _table(spec: Spec, files: Sequence[Path]) -> list[tuple]:
         names = label_names(file, "label")
         if spec.labels and names is not None and [plain(name) for name in names] != [plain(n) for n in spec.labels]:
             raise KQuantError(
-                f"{file} has the labels {shown(list(names))}, and those of {spec.folder} are {', '.join(spec.labels)}: "
-                f"give the hub's file of {spec.name}"
+                f"{file} has the labels {shortened(list(names))}, and those of {spec.folder} are "
+                f"{', '.join(spec.labels)}: give the hub's file of {spec.name}"
             )
     return rows
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation.harness.quiet import quiet
-from kquant_cli.evaluation.hub import HUB_ERRORS, cache_alone_if_unreachable
 from kquant_cli.evaluation.options import EvalOptions
+from kquant_cli.hf.hub_data import HUB_ERRORS, cache_alone_if_unreachable
 from kquant_cli.suggestions import near
 
 

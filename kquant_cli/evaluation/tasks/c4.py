@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.evaluation.hub import hub_rows
 from kquant_cli.evaluation.looks import repeated
 from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.rows import is_json, text_rows
 from kquant_cli.evaluation.tasks.task import perplexity_task
 from kquant_cli.evaluation.texts import Text
+from kquant_cli.hf.hub_data import hub_rows
 
 HUB_DATASET: Final = "allenai/c4"
 SHARD: Final = "en/c4-validation.00000-of-00008.json.gz"

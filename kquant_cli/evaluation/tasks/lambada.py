@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.evaluation.hub import hub_rows
 from kquant_cli.evaluation.last_word import last_word
 from kquant_cli.evaluation.looks import require_lambada
 from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.rows import Rows, text_rows
 from kquant_cli.evaluation.tasks.task import CAUSAL, Task, perplexity_task
 from kquant_cli.evaluation.texts import Text
+from kquant_cli.hf.hub_data import hub_rows
 
 PLAIN, OPENAI = "lambada_test_plain_text.txt", "lambada_test.jsonl"  # as the originals are called
 HUB_PLAIN: Final = ("cimec/lambada", "plain_text")

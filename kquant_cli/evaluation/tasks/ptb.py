@@ -5,12 +5,12 @@ The sentences are those of Mikolov's version: lower case, numbers as N, rare wor
 
 from typing import Final
 
-from kquant_cli.evaluation.hub import hub_rows
 from kquant_cli.evaluation.looks import require_ptb
 from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.rows import text_rows
 from kquant_cli.evaluation.tasks.task import perplexity_task
 from kquant_cli.evaluation.texts import Text
+from kquant_cli.hf.hub_data import hub_rows
 
 HUB_DATASET: Final = "ptb-text-only/ptb_text_only"
 HUB_CONFIG: Final = "penn_treebank"

@@ -1,7 +1,8 @@
 """Data sets of the hub, through `datasets`: from its cache or the network, or a sentence that says what to get."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from kquant_cli.errors import KQuantError
@@ -9,6 +10,7 @@ from kquant_cli.errors import KQuantError
 # What `datasets` raises when the hub cannot be reached and the cache has no copy, or only one of another part.
 HUB_ERRORS: Final = (OSError, ValueError, RuntimeError)
 PROBE_SECONDS: Final = 10.0
+TEXT: Final = "text"  # the column
 
 
 def hub_rows(what: str, get: str, dataset: str, config: str | None = None, **options: Any) -> Any:
@@ -49,3 +51,47 @@ def cache_alone_if_unreachable(dataset: str | None) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE = before
+
+
+def data_set_text(name: str, letters: int) -> str:
+    """The first rows of a data set's column "text", split "train", joined by blank lines, until there are `letters`.
+
+    `name` is OWNER/NAME or OWNER/NAME:CONFIG of the hub, or a folder in the hub's layout; no more of it is fetched than
+    is used.
+
+    Raises
+    ------
+    KQuantError
+        It is not to be had, or has no such rows.
+    """
+    get = "check the name and the network, or get some of its text and give that file"
+    dataset, _, config = name.partition(":")
+    try:
+        if Path(name).is_dir():
+            rows = _rows_of_folder(name)
+        else:
+            what = f"{name!r} is no file here, and as a data set it"
+            rows = hub_rows(what, get, dataset, config or None, split="train", streaming=True)
+        return "\n\n".join(_up_to(name, rows, letters))
+    except HUB_ERRORS as error:
+        raise KQuantError(f"{name} cannot be read as a data set with a split 'train' ({error}): {get}") from error
+
+
+def _rows_of_folder(name: str) -> Iterable[Any]:
+    from datasets import load_dataset  # noqa: PLC0415
+
+    with cache_alone_if_unreachable(None):
+        return load_dataset(name, split="train", streaming=True)
+
+
+def _up_to(name: str, rows: Iterable[Any], letters: int) -> Iterator[str]:
+    taken = 0
+    for row in rows:
+        if not isinstance(text := row.get(TEXT), str):
+            raise KQuantError(
+                f"the data set {name!r} has the columns {', '.join(sorted(row))}, expected one of text, {TEXT!r}: give "
+                f"another, or a text file"
+            )
+        yield text
+        if (taken := taken + len(text)) >= letters:
+            return
