@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from reprlib import Repr
 from typing import Final
 
+LONGEST: Final = 200  # letters that a sentence shows of a value
+
 # What torch, numpy, the C++ library and the system say where there is no memory, or no room for another thread.
 SHORTAGES: Final = (
     *("out of memory", "cannot allocate memory", "can't allocate memory", "unable to allocate", "not enough memory"),
@@ -14,7 +16,7 @@ SHORTAGES: Final = (
 )
 
 _quoted = Repr()
-_quoted.maxstring = _quoted.maxother = 200
+_quoted.maxstring = _quoted.maxother = LONGEST
 _quoted.maxlong = 40
 
 
@@ -24,7 +26,14 @@ class KQuantError(Exception):
 
 def shortened(value: object) -> str:
     """A value that came from a file, as Python writes it, of a length that fits a sentence."""
-    return _quoted.repr(value)
+    if isinstance(value, int) and value.bit_length() > 300:  # Python refuses to write the longest
+        return f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"
+    return clipped(_quoted.repr(value), 2 * LONGEST)
+
+
+def clipped(text: str, most: int = LONGEST) -> str:
+    """The first `most` letters of a text, with three dots where there were more."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 class MemoryShortage(KQuantError):  # noqa: N818 (what the user reads is that, not an error)

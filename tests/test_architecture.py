@@ -28,9 +28,9 @@ MAY_IMPORT = {
     "encoded": "bases codebooks errors files packing",
     "decomposition": "bases errors suggestions threads",
     "encoders": "bases codebooks decomposition encoded native setting_types threads",
-    "config": "encoders errors setting_types suggestions",
+    "config": "encoders errors files setting_types suggestions",
     "checkpoint": "errors files overlap suggestions",
-    "hf": "checkpoint devices errors suggestions",
+    "hf": "checkpoint devices errors files suggestions",
     "calibration": "checkpoint devices divergence encoders errors files hf",
     "tuning": "bases devices encoded errors files hf",
     "allocation": "packing",
@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "version": "runtime",  # kquant_cli/__init__.py: the version, and names that load on first use
     "compress": "allocation bundle calibration checkpoint config encoded encoders errors files hf native "
     "overlap process_memory tuning version",
-    "evaluation": "checkpoint demo divergence errors hf suggestions version",
+    "evaluation": "checkpoint demo divergence errors files hf suggestions version",
     "speed": "devices errors hf native process_memory runtime",
     "report": "bundle errors",
     "cli": "bundle checkpoint compress config demo devices errors evaluation files hf report runtime speed version",

@@ -27,7 +27,6 @@ from kquant_cli.errors import KQuantError, is_shortage
 from kquant_cli.files.plain_files import is_there
 from kquant_cli.files.safetensors_reader import read_header, read_tensor
 from kquant_cli.files.safetensors_writer import tensor_file
-from kquant_cli.hf.failures import FAILURES
 from kquant_cli.hf.limits import longest_input
 from kquant_cli.hf.loading import load_dense
 from kquant_cli.hf.quiet import quiet
@@ -112,7 +111,7 @@ def _first_token(checkpoint: Checkpoint) -> int | None:
     try:
         tokenizer = read_tokenizer(checkpoint.path)
         ids = text_ids(tokenizer, "a", 8, letters=16, special=True)
-    except FAILURES as error:
+    except KQuantError as error:
         if is_shortage(error):
             raise
         return None
@@ -123,12 +122,10 @@ def _sequences(model: Any, checkpoint: Checkpoint, source: str, tokens: int) -> 
     """The beginning of a text as sequences of equal length."""
     text = open_source(source)
     try:
-        ids = text_ids(read_tokenizer(checkpoint.path), text.text or "", tokens, letters=16, special=False)
-    except FAILURES as error:
-        raise KQuantError(
-            f"{checkpoint.name} has no tokenizer that transformers can read, and {text.name} is a text: put its "
-            f"tokenizer.json beside the weights, or give --calibration own"
-        ) from error
+        tokenizer = read_tokenizer(checkpoint.path)
+    except KQuantError as error:
+        raise KQuantError(f"{error}, or give --calibration own in place of {text.name}") from error
+    ids = text_ids(tokenizer, text.text or "", tokens, letters=16, special=False)
     if len(ids) < 2 * FEWEST:
         raise KQuantError(
             f"{text.name} gives {len(ids)} tokens, expected {2 * FEWEST} or more to calibrate on: give a longer text"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from kquant_cli.files.tensor_bytes import tensor_bytes
 
 RANDOM: Final = "random"
 DATA_FREE: Final = "data-free"  # random tokens, as sensitivities call them
+MOST_BYTES: Final = 1_000_000_000  # of a text, of which some hundred thousand tokens are read
 OWN: Final = "own"  # text that the model itself writes
-MOST_BYTES: Final = 1_000_000_000  # of a text; a calibration reads the first MB
 CAUSAL: Final = ("ForCausalLM", "LMHeadModel")
 DATA_SET: Final = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # the hub's OWNER/NAME, :CONFIG
 LETTERS: Final = 4_000_000  # taken of a data set: more than calibrations read
@@ -43,7 +42,7 @@ def open_source(stats: str, word: str = RANDOM) -> Source:
     `word`: what a user calls random tokens here. A data set is a folder in the hub's layout, or, where there is no such
     file, one of the hub (OWNER/NAME, OWNER/NAME:CONFIG).
 
-    Raises KQuantError when it cannot be read, is not UTF-8, or is empty.
+    Raises KQuantError when it cannot be read, has no end or is too large, is not UTF-8, or is empty.
     """
     if stats == word:
         return Source(RANDOM, RANDOM)
@@ -54,17 +53,18 @@ def open_source(stats: str, word: str = RANDOM) -> Source:
         if path.is_dir() or (not path.exists() and DATA_SET.fullmatch(stats)):
             return _data_set(str(path))
         with open_plain(path) as file:
-            if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
-                raise KQuantError(
-                    f"{path} has {size} bytes, and kquant reads a text of at most {MOST_BYTES}: give a part"
-                )
-            content = file.read()
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise KQuantError(f"{path} has more than {MOST_BYTES} bytes: {expected}; give a part of it")
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise KQuantError(f"{path} is not UTF-8 text (byte {error.start}): {expected}; convert it to UTF-8") from error
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such user; ValueError: a NUL
         reason = getattr(error, "strerror", None) or error
         raise KQuantError(f"{path} cannot be read ({reason}): {expected}; check the path") from error
+    if "\0" in text:
+        at = text.count("\n", 0, text.index("\0")) + 1
+        raise KQuantError(f"{path} is no text (line {at} has the control character U+0000): {expected}")
     if not text.strip():
         raise KQuantError(f"{path} is empty: {expected}; give a file with some pages of text")
     digest = sha256(content).hexdigest()

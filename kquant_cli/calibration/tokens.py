@@ -17,7 +17,6 @@ from torch import Tensor
 from kquant_cli.calibration.text_source import DATA_FREE, RANDOM, Source, open_source
 from kquant_cli.checkpoint import Checkpoint
 from kquant_cli.errors import KQuantError
-from kquant_cli.hf.failures import FAILURES
 from kquant_cli.hf.limits import longest_input, maximum_length
 from kquant_cli.hf.tokens import random_ids, read_tokenizer, text_ids, vocabulary
 
@@ -81,12 +80,11 @@ def _sequence_length(model: Any, tokens: int) -> int:
 
 def _tokenised(source: Source, checkpoint: Checkpoint, tokens: int) -> Tensor:
     """The first `tokens` ids of the text, or all that it has."""
-    advice = f"put its tokenizer.json beside the weights, or use {RANDOM!r} tokens in place of {source.name}"
     try:
         tokenizer = read_tokenizer(checkpoint.path)
-        ids = text_ids(tokenizer, source.text or "", tokens, letters=16, special=False)
-    except FAILURES as error:
-        raise KQuantError(f"{checkpoint.name} has no tokenizer that transformers can read: {advice}") from error
+    except KQuantError as error:
+        raise KQuantError(f"{error}, or use {RANDOM!r} tokens in place of {source.name}") from error
+    ids = text_ids(tokenizer, source.text or "", tokens, letters=16, special=False)
     if not ids:
         raise KQuantError(f"{source.name} holds no tokens for {checkpoint.name}: give a longer text")
     return torch.tensor(ids, dtype=torch.int64)

@@ -10,6 +10,7 @@ import typer
 
 from kquant_cli.cli.bundle_argument import bundle_or_newest
 from kquant_cli.cli.console import console, log, write_results
+from kquant_cli.cli.results_file import require_results_file
 
 
 def bench(
@@ -44,16 +45,21 @@ def bench(
     """
     from kquant_cli.devices import resolve_device, resolve_dtype
     from kquant_cli.errors import KQuantError
+    from kquant_cli.hf.loading import model_folder
     from kquant_cli.report.speed import speed_table
     from kquant_cli.runtime import running_dtype
     from kquant_cli.speed import Row, Workload
     from kquant_cli.speed import bench as measure_in_turns
 
+    require_results_file(json_file)
     for flag, value in (("prompt-tokens", prompt_tokens), ("new-tokens", new_tokens), ("rounds", rounds)):
         if value is not None and value < 1:
             raise KQuantError(f"--{flag} is {value}: expected 1 or more")
     resolve_dtype(dtype, placed := resolve_device(device))
     path = bundle_or_newest(bundle, "measuring")
+    for place in (path, against):
+        if place is not None:
+            model_folder(place)  # else said by a process of its own, seconds later
     rows = [Row(path, "bundle" if _is_bundle(path) else "dense", running_dtype(path, device, dtype))]
     if against is not None:
         dense = ["float32", "bfloat16"] if placed.type == "cpu" else ["auto"]

@@ -12,6 +12,7 @@ import typer
 
 from kquant_cli.cli.bundle_argument import bundle_or_newest
 from kquant_cli.cli.console import console, log, write_results
+from kquant_cli.cli.results_file import require_results_file
 
 if TYPE_CHECKING:
     from kquant_cli.evaluation import Result
@@ -101,6 +102,7 @@ def evaluate(
     from kquant_cli.report import evaluation_table
     from kquant_cli.runtime import load_model
 
+    require_results_file(json_file)
     options = EvalOptions(data, data_format, protocol, seqlen, stride, limit)
     tasks = select_tasks(task, options)
     places = place_tasks(bundle_or_newest(model, "evaluating"), tasks, split_names(task), revision)

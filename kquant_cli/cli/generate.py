@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kquant_cli.hf.loading import LoadedModel
 
 
+LONGEST_PROMPT = 10_000_000  # letters that are read of standard input, which may have no end
 COOLEST = 1e-6  # logits over a temperature far below this are infinite in float32
 
 
@@ -57,20 +58,24 @@ def _write(
     import torch
     import transformers
 
+    from kquant_cli.hf.causality import require_causal
+    from kquant_cli.hf.generation_config import token_settings
+    from kquant_cli.hf.tokens import Decoder
     from kquant_cli.runtime import load_model, running_dtype
 
     loaded = load_model(path, device=device, dtype=running_dtype(path, device, dtype))
     if loaded.decoded:
         log.print(f"{path} is decoded before it runs: {loaded.decoded}", highlight=False, markup=False)
+    require_causal(path, loaded.model)
     inputs, room = _inputs(loaded, text, chat)
     torch.manual_seed(seed)
-    # One beam, whatever the model's own settings: several cannot be streamed.
+    # One beam, whatever the model's own settings, of which only special tokens are taken: several cannot be streamed.
     settings: dict[str, Any] = {"do_sample": temperature > 0, "num_beams": 1}
     settings["max_new_tokens"] = min(max_new_tokens, room)
     settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     model: Any = loaded.model
-    if model.generation_config.pad_token_id is None:
-        settings["pad_token_id"] = loaded.tokenizer.eos_token_id or 0
+    own = {"pad_token_id": loaded.tokenizer.eos_token_id or 0} | token_settings(path, model)
+    model.generation_config = transformers.GenerationConfig(**own, **settings)
 
     class Streamer(transformers.TextStreamer):
         """Of text in which no token steers the terminal."""
@@ -78,10 +83,11 @@ def _write(
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             super().on_finalized_text(printable(text), stream_end)
 
-    streamer = Streamer(loaded.tokenizer, skip_prompt=chat, skip_special_tokens=True)
+    decoder: Any = Decoder(loaded.tokenizer)
+    streamer = Streamer(decoder, skip_prompt=chat, skip_special_tokens=True)
     started = time.perf_counter()
     with torch.inference_mode():
-        made = model.generate(**inputs, **settings, streamer=streamer)
+        made = model.generate(**inputs, streamer=streamer)
     seconds = time.perf_counter() - started
     return made.shape[1] - inputs["input_ids"].shape[1], seconds
 
@@ -91,10 +97,12 @@ def _text(prompt: str) -> str:
     from kquant_cli.errors import KQuantError
 
     try:
-        text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+        text = sys.stdin.read(LONGEST_PROMPT + 1).removesuffix("\n") if prompt == "-" else prompt
         text.encode()  # Python takes bytes that it cannot decode for lone surrogates
     except UnicodeError as error:
         raise KQuantError("--prompt has bytes that are no text in UTF-8: give it in that encoding") from error
+    if len(text) > LONGEST_PROMPT:
+        raise KQuantError(f"--prompt has more than {LONGEST_PROMPT:,} letters: give a shorter one")
     if not text.strip():
         raise KQuantError("--prompt is empty: give a text to go on from, or - to read one from standard input")
     return text
@@ -117,20 +125,19 @@ def _inputs(loaded: LoadedModel, text: str, chat: bool) -> tuple[dict[str, Any],
     KQuantError for a prompt without tokens or with too many, and for a chat with a model that has no template.
     """
     from kquant_cli.errors import KQuantError
+    from kquant_cli.hf.chat_template import chat_text
     from kquant_cli.hf.limits import longest_input
+    from kquant_cli.hf.tokens import encode, require_known
 
     tokenizer = loaded.tokenizer
     if not chat:
-        inputs = tokenizer(text, return_tensors="pt")
-    elif tokenizer.chat_template is None:
-        raise KQuantError(f"{loaded.path} has no chat template: give the prompt without --chat")
+        inputs = encode(tokenizer, text, return_tensors="pt")
     else:
-        messages = [{"role": "user", "content": text}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        begun = chat_text(loaded.path, tokenizer, [{"role": "user", "content": text}])
+        inputs = encode(tokenizer, begun, add_special_tokens=False, return_tensors="pt")
     limit = longest_input(loaded.model)
     length = inputs["input_ids"].shape[1]
+    require_known(loaded.path, loaded.model, inputs["input_ids"])
     if not length:
         raise KQuantError(f"--prompt has nothing that the tokenizer of {loaded.path} knows: give another text")
     if limit is not None and length >= limit:

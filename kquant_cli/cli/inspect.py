@@ -9,6 +9,7 @@ import typer
 
 from kquant_cli.cli.bundle_argument import bundle_or_newest
 from kquant_cli.cli.console import console, log, write_results
+from kquant_cli.cli.results_file import require_results_file
 
 
 def inspect(
@@ -27,6 +28,7 @@ def inspect(
     from kquant_cli.bundle import open_bundle
     from kquant_cli.report import evaluation_table, layer_table, summarise, totals_table
 
+    require_results_file(json_file)
     named = bundle_or_newest(None if bundle is None else str(bundle), "inspecting")
     summary = summarise(open_bundle(named, verify=verify))
     console.print(layer_table(summary))

@@ -18,6 +18,9 @@ def require_results_file(path: Path | None) -> None:
         if path.exists():
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if path.is_char_device():  # such as /dev/full, which says so when it is written to; JSON begins with blanks
+                with path.open("wb", buffering=0) as file:
+                    file.write(b" ")
         else:
             with TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
                 pass

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from kquant_cli.config.mistakes import explain
 from kquant_cli.config.schema import BELOW_8_BITS, COMBINATION, CompressConfig, EncoderConfig, all_settings, changed
+from kquant_cli.config.yaml_file import read_yaml
 from kquant_cli.encoders import ENCODERS, takes_metric
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import LONGEST, KQuantError, shortened
 from kquant_cli.suggestions import nearest
 
 
@@ -24,7 +24,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
     KQuantError
         The file is missing or not YAML, or a key is unknown, of a wrong type, or has an impossible value.
     """
-    values: dict[str, Any] = _read_yaml(path) if path else {}
+    values: dict[str, Any] = read_yaml(path) if path else {}
     source, flags = str(path) if path else "settings", overrides or {}
     _check_size(values, f"{source}: ")
     _validated(values, source)
@@ -38,8 +38,8 @@ def _check_size(values: Mapping[str, Any], where: str) -> None:
     """Refuse bits and levels given side by side."""
     if values.get("bits") is not None and values.get("levels") is not None:
         raise KQuantError(
-            f"{where}`bits` is {values['bits']!r} and `levels` is {values['levels']!r}, expected one of the two: "
-            f"levels are in place of 2^bits"
+            f"{where}`bits` is {shortened(values['bits'])} and `levels` is {shortened(values['levels'])}, expected one "
+            f"of the two: levels are in place of 2^bits"
         )
 
 
@@ -77,20 +77,6 @@ def _check_read(config: CompressConfig, flags: Mapping[str, Any]) -> None:
             )
     if "tune_steps" in flags and "tune_minutes" in flags:
         raise KQuantError("command line: `tune_steps` and `tune_minutes` are both given; expected one of the two")
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise KQuantError(f"{path}: cannot be read ({error.strerror}); give --config an existing YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" at line {place.line + 1}" if place else ""
-        raise KQuantError(f"{path}: not valid YAML{line}; expected lines of `key: value`") from error
-    if values is not None and not isinstance(values, dict):
-        raise KQuantError(f"{path}: expected lines of `key: value`, found {type(values).__name__}")
-    return values or {}
 
 
 def _validated(values: Mapping[str, Any], source: str) -> CompressConfig:
@@ -143,14 +129,14 @@ def _check_fallback(config: CompressConfig, settings: EncoderConfig, source: str
         config.fallback(settings)
     except ValidationError as error:
         if error.errors()[0]["type"] == COMBINATION:
-            raise KQuantError(f"{source}: `on_no_convergence` is {answer!r}: {explain(error)}") from None
+            raise KQuantError(f"{source}: `on_no_convergence` is {shortened(answer)}: {explain(error)}") from None
         raise KQuantError(
-            f"{source}: `on_no_convergence` is {answer!r}, expected `encode`, `keep` or `ENCODER[:BITS]` with ENCODER "
-            f"one of {', '.join(ENCODERS)} and BITS from 1 to 8, whole"
-            + nearest(answer.partition(":")[0], ["encode", "keep", *ENCODERS])
+            f"{source}: `on_no_convergence` is {shortened(answer)}, expected `encode`, `keep` or `ENCODER[:BITS]` with "
+            f"ENCODER one of {', '.join(ENCODERS)} and BITS from 1 to 8, whole"
+            + nearest(answer.partition(":")[0][:LONGEST], ["encode", "keep", *ENCODERS])
         ) from None
     if config.is_average and answer != "encode":
         raise KQuantError(
-            f"{source}: `on_no_convergence` is {answer!r}, expected `encode` where `bits` is an average "
+            f"{source}: `on_no_convergence` is {shortened(answer)}, expected `encode` where `bits` is an average "
             f"({config.bits}): anything else would use other bits than were allotted"
         )

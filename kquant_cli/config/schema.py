@@ -181,7 +181,10 @@ class CompressConfig(EncoderConfig):
         None, ge=4, description="tokens of a calibration on text; by default as many as the effort asks for"
     )
     tune_minutes: float | None = Field(
-        None, ge=0, description="how long scales and norms are tuned after a calibration on text; 0: not at all"
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="how long scales and norms are tuned after a calibration on text; 0: not at all",
     )
     tune_steps: int | None = Field(None, ge=0, description="steps of the tuning, in place of minutes")
     equal_fused: bool = Field(
@@ -233,7 +236,7 @@ class CompressConfig(EncoderConfig):
         encoder, _, bits = self.on_no_convergence.partition(":")
         changes: dict[str, Any] = {"encoder": encoder}
         if bits:
-            changes["bits"] = int(bits) if bits.isascii() and bits.isdecimal() else bits
+            changes["bits"] = int(bits) if bits.isascii() and bits.isdecimal() and len(bits) < 3 else bits
         return EncoderConfig.model_validate(changed(config.model_dump(), changes))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.evaluation.batching import longest_first
 from kquant_cli.evaluation.comparison import compare
 from kquant_cli.evaluation.jackknife import means_left_out, standard_error
@@ -30,9 +30,11 @@ from kquant_cli.evaluation.options import EvalOptions, Progress
 from kquant_cli.evaluation.precision import full_float32
 from kquant_cli.evaluation.result import Against, Estimate, Result, common, dtype_name
 from kquant_cli.evaluation.rows import Rows
-from kquant_cli.evaluation.tokens import require_comparable, require_known, require_same_tokens
+from kquant_cli.evaluation.tokens import require_comparable, require_same_tokens
 from kquant_cli.evaluation.windows import bounded, shared_maximum
+from kquant_cli.hf.causality import require_causal
 from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.hf.tokens import encode, require_known
 
 Encoded = tuple[list[int], int]  # the tokens of a text, and how many of the last are its last word
 
@@ -78,9 +80,11 @@ def last_word(
     Raises
     ------
     KQuantError
-        A text is empty, or the two models do not read the same tokens.
+        A model sees later tokens, a text is empty, or the two models do not read the same tokens.
     """
     models = [loaded] if against is None else [loaded, against]
+    for model in models:
+        require_causal(model.path, model.model)
     texts = rows.texts if options.limit is None else rows.texts[: options.limit]
     encoded, joined = _encode(loaded, texts)
     if against is not None:
@@ -118,15 +122,21 @@ def _encode(loaded: LoadedModel, texts: Sequence[str]) -> tuple[list[Encoded], i
     several = [i for i in range(len(texts)) if contexts[i]]
     joined = 0
     if several:
-        whole = loaded.tokenizer([texts[i] for i in several], verbose=False)["input_ids"]
-        before = loaded.tokenizer([contexts[i] for i in several], verbose=False)["input_ids"]
+        whole = encode(loaded.tokenizer, [texts[i] for i in several])["input_ids"]
+        before = encode(loaded.tokenizer, [contexts[i] for i in several])["input_ids"]
         for i, tokens, start in zip(several, whole, before, strict=True):
             count = len(tokens) - len(start)
             if count < 1:
                 same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens, start, strict=False)))
                 count, joined = max(1, len(tokens) - same), joined + 1
             encoded[i] = (tokens, count)
-    require_known(loaded, torch.tensor([max(tokens) for tokens, _ in encoded.values()]))
+    for i, (tokens, count) in sorted(encoded.items()):
+        if len(tokens) <= count:
+            raise KQuantError(
+                f"the tokenizer of {loaded.path} makes {len(tokens)} tokens of text {i + 1} ({shortened(texts[i])}), "
+                "too few to predict the last word from others: it belongs to another model, or the text to another task"
+            )
+    require_known(loaded.path, loaded.model, torch.tensor([max(tokens) for tokens, _ in encoded.values()]))
     return [encoded[i] for i in range(len(texts))], joined
 
 
@@ -137,8 +147,9 @@ def _single(loaded: LoadedModel, index: int, text: str) -> Encoded:
     if not text.strip() or prefix is None:
         why = "is empty" if not text.strip() else "is a single word, and the tokenizer has no token that begins texts"
         raise KQuantError(f"text {index + 1} ({text[:40]!r}) {why}: give texts of several words")
-    word = tokenizer(text if text.startswith(" ") else f" {text}", add_special_tokens=False, verbose=False)["input_ids"]
-    tokens = word if word[0] == prefix and len(word) > 1 else [prefix, *word]
+    spaced = text if text.startswith(" ") else f" {text}"
+    word = encode(tokenizer, spaced, add_special_tokens=False)["input_ids"]
+    tokens = word if word[:1] == [prefix] and len(word) > 1 else [prefix, *word]
     return tokens, len(tokens) - 1
 
 

@@ -18,11 +18,12 @@ from kquant_cli.evaluation.options import EvalOptions, Progress
 from kquant_cli.evaluation.precision import full_float32
 from kquant_cli.evaluation.result import Against, Estimate, Result, common, dtype_name
 from kquant_cli.evaluation.texts import Text
-from kquant_cli.evaluation.tokens import require_comparable, require_known, require_same_tokens
+from kquant_cli.evaluation.tokens import require_comparable, require_same_tokens
 from kquant_cli.evaluation.windows import Protocol, Window, select, settle, shared_maximum
+from kquant_cli.hf.causality import require_causal
 from kquant_cli.hf.device_map import input_device
 from kquant_cli.hf.loading import LoadedModel
-from kquant_cli.hf.tokens import vocabulary
+from kquant_cli.hf.tokens import encode, require_known, vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +79,12 @@ def perplexity(
     Raises
     ------
     KQuantError
-        The text is shorter than one window, a model cannot have such windows, its loss is no number, or the two models
-        do not read the same tokens.
+        A model sees later tokens, the text is shorter than one window, a model cannot have such windows, its loss is no
+        number, or the two models do not read the same tokens.
     """
     models = [loaded] if against is None else [loaded, against]
+    for model in models:
+        require_causal(model.path, model.model)
     settled = settle(
         options.protocol or protocol, options.seqlen, options.stride, shared_maximum([m.model.config for m in models])
     )
@@ -191,8 +194,8 @@ def _against(original: LoadedModel, nlls: Sequence[float], means: np.ndarray, wi
 
 def _tokenise(loaded: LoadedModel, text: Text) -> tuple[torch.Tensor, int]:
     """The tokens (length,) of the text, as the tokenizer gives them by default, and how many special ones it adds."""
-    tokens = torch.tensor(loaded.tokenizer(text.content, verbose=False)["input_ids"], dtype=torch.long)
-    require_known(loaded, tokens)
+    tokens = torch.tensor(encode(loaded.tokenizer, text.content)["input_ids"], dtype=torch.long)
+    require_known(loaded.path, loaded.model, tokens)
     return tokens, loaded.tokenizer.num_special_tokens_to_add(pair=False)
 
 

@@ -6,12 +6,13 @@ become the same rows first: every line is a row with its newline, and a line of 
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.evaluation.looks import require_text, require_wikitext
 from kquant_cli.evaluation.rows import parquet_column, read_text
 from kquant_cli.hf.hub_data import hub_rows
 
@@ -42,9 +43,11 @@ def join_rows(rows: Iterable[str]) -> str:
 
 def wikitext_rows(path: Path) -> list[str]:
     """The data set's rows rebuilt from a file of the raw text such as wiki.test.raw."""
-    lines = io.StringIO(
-        read_text(path), newline=None
-    )  # its lines end as those of the file that the data set was made of
+    return _rows(read_text(path))
+
+
+def _rows(text: str) -> list[str]:
+    lines = io.StringIO(text, newline=None)  # its lines end as those of the file that the data set was made of
     return [line if line.strip() else "" for line in lines]
 
 
@@ -61,28 +64,33 @@ def wikitext2(data: Path | None, data_format: str | None) -> Text:
     if data.is_dir():
         return _folder(data)
     if data.suffix == ".parquet":
-        return Text(join_rows(parquet_column([data], "text")), f"{data} (parquet), rows joined by blank lines")
+        return _table([data], f"{data} (parquet)")
+    require_wikitext(str(data), wikitext_rows(data))
     return text_file(data, data_format or "wikitext")
 
 
 def text_file(path: Path, data_format: str) -> Text:
     """A file as it stands (`text`), or as WikiText's rows joined by blank lines (`wikitext`); refuses an empty one."""
     joined = data_format == "wikitext"
-    content = join_rows(wikitext_rows(path)) if joined else read_text(path)
-    if not content.strip():
-        raise KQuantError(f"{path} is empty: give a file with the text to measure")
+    content = read_text(path)
+    require_text(str(path), content)
+    content = join_rows(_rows(content)) if joined else content
     return Text(content, f"{path}, {'WikiText rows joined by blank lines' if joined else 'verbatim'}")
+
+
+def _table(files: Sequence[Path], place: str) -> Text:
+    rows = parquet_column(files, "text")
+    require_wikitext(place, rows)
+    return Text(join_rows(rows), f"{place}, rows joined by blank lines")
 
 
 def _folder(folder: Path) -> Text:
     for place in (folder / HUB_CONFIG, folder):
         shards = sorted(place.glob("test-*.parquet"))
         if shards:
-            return Text(
-                join_rows(parquet_column(shards, "text")), f"{place} test (parquet), rows joined by blank lines"
-            )
+            return _table(shards, f"{place} test (parquet)")
     if (folder / RAW_FILE).is_file():
-        return text_file(folder / RAW_FILE, "wikitext")
+        return wikitext2(folder / RAW_FILE, None)
     raise KQuantError(
         f"{folder} holds no WikiText-2: expected {HUB_CONFIG}/test-*.parquet as on the hub, or {RAW_FILE}"
     )

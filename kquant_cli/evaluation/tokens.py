@@ -1,20 +1,8 @@
-"""What every language task asks of a tokenizer: tokens that the model knows."""
-
-import torch
+"""What a comparison of two language models asks of their tokenizers: the same tokens."""
 
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.loading import LoadedModel
 from kquant_cli.hf.tokens import vocabulary
-
-
-def require_known(loaded: LoadedModel, tokens: torch.Tensor) -> None:
-    """Raise KQuantError where a token of `tokens` (length,) is beyond the model's vocabulary."""
-    known = vocabulary(loaded.model)
-    if len(tokens) and int(tokens.max()) >= known:
-        raise KQuantError(
-            f"the tokenizer of {loaded.path} gives token {int(tokens.max())}, but the model's vocabulary has "
-            f"{known} tokens: the tokenizer belongs to another model"
-        )
 
 
 def require_comparable(loaded: LoadedModel, against: LoadedModel) -> None:

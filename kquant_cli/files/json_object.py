@@ -107,7 +107,7 @@ def write_json(path: Path, values: object, *, ascii_only: bool = True, durable: 
     if not ascii_only:
         text = "".join(f"\\u{ord(c):04x}" if is_control(c) and c != "\n" else c for c in text)
     with whole_file(path, durable=durable) as file:
-        write_all(file, text.encode("utf-8"))
+        write_all(file, text.encode("utf-8", "backslashreplace"))  # half a character as JSON has it: \\ud800
 
 
 def strict(values: Any) -> Any:

@@ -13,6 +13,11 @@ VALUE_FAILURES: Final = (StrictDataclassError, TypeError, AttributeError, Lookup
 FAILURES: Final = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *VALUE_FAILURES)
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether it is a panic of a library in Rust, which pyo3 derives from BaseException alone."""
+    return type(error).__name__ == "PanicException" and type(error).__module__ == "pyo3_runtime"
+
+
 def first_line(error: BaseException, otherwise: str) -> str:
     """The first line of what `error` says that is not blank; `otherwise` where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), otherwise)

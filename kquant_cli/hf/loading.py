@@ -19,6 +19,7 @@ from kquant_cli.devices import resolve_device, resolve_dtype
 from kquant_cli.errors import KQuantError
 from kquant_cli.hf.device_map import DeviceMap, devices_in_words, input_device, require_way, with_offload
 from kquant_cli.hf.failures import FAILURES, VALUE_FAILURES, code_sentence, first_line, needs_code
+from kquant_cli.hf.generation_config import require_generation_config
 from kquant_cli.hf.tokens import read_tokenizer
 
 T = TypeVar("T")
@@ -51,15 +52,8 @@ class LoadedModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer beside the weights, read when first asked for; KQuantError where there is none."""
-        try:
-            return read_tokenizer(self.path, self.revision)
-        except FAILURES as error:
-            if needs_code(error):
-                raise KQuantError(_code_sentence(f"the tokenizer of {self.path}")) from error
-            raise KQuantError(
-                f"{self.path} has no tokenizer that transformers can read: put its tokenizer.json beside the weights"
-            ) from error
+        """The tokenizer beside the weights, read when first asked for; KQuantError where it cannot be used."""
+        return read_tokenizer(self.path, self.revision)
 
 
 def load_dense(
@@ -83,14 +77,20 @@ def load_dense(
     KQuantError
         There is nothing to load, the checkpoint is damaged, or it has not the head that `auto_class` means.
     """
-    folder = local_folder(path_or_id, revision)
+    folder = model_folder(path_or_id, revision)
     path = str(folder or path_or_id)
     device_map, resolved = settle(device, dtype, device_map)
-    if folder is not None:
-        require_model([name for name in (CONFIG, ADAPTER_CONFIG) if (folder / name).is_file()], path)
     what = path if folder is not None else f"{path} (no folder here, so taken for a model on the hub)"
     model = load_complete(path, auto_class, device_map, resolved, revision, what)
     return LoadedModel(model.eval(), "dense", path, revision)
+
+
+def model_folder(path_or_id: str | Path, revision: str | None = None) -> Path | None:
+    """The folder of a model, None for one on the hub; KQuantError for a place that is here and no model."""
+    folder = local_folder(path_or_id, revision)
+    if folder is not None:
+        require_model([name for name in (CONFIG, ADAPTER_CONFIG) if (folder / name).is_file()], str(folder))
+    return folder
 
 
 def settle(
@@ -109,6 +109,7 @@ def load_complete(
     path: str, auto_class: str, device_map: Any, dtype: torch.dtype | str, revision: str | None, what: str
 ) -> transformers.PreTrainedModel:
     """What transformers loads, complete; its failures as one sentence about `what`."""
+    require_generation_config(path)
     model, missing = or_sentence(lambda: _from_pretrained(path, auto_class, device_map, dtype, revision), what)
     require_complete(path, auto_class, model, missing)
     return model

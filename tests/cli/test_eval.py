@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("eval") / "prose.txt"
-    path.write_text(tiny_text_models.text(), encoding="utf-8")
+    path.write_text(f" = Kashin = \n{tiny_text_models.text()}", encoding="utf-8")
     return path
 
 

@@ -44,12 +44,12 @@ def test_what_no_task_can_do_is_refused(names: str, options: EvalOptions, says: 
 
 def test_formats_default_to_the_tasks_own(tmp_path: Path) -> None:
     path = tmp_path / "two.txt"
-    path.write_text("one\n \ntwo\n", encoding="utf-8")
+    path.write_text(" = one = \n \ntwo\n", encoding="utf-8")
     options = EvalOptions(data=path)
-    assert TASKS["text"].read(options).content == "one\n \ntwo\n"
-    assert TASKS["wikitext2"].read(options).content == "one\n\n\n\n\ntwo\n"
-    assert TASKS["text"].read(EvalOptions(data=path, data_format="wikitext")).content == "one\n\n\n\n\ntwo\n"
-    assert TASKS["wikitext2"].read(EvalOptions(data=path, data_format="text")).content == "one\n \ntwo\n"
+    assert TASKS["text"].read(options).content == " = one = \n \ntwo\n"
+    assert TASKS["wikitext2"].read(options).content == " = one = \n\n\n\n\ntwo\n"
+    assert TASKS["text"].read(EvalOptions(data=path, data_format="wikitext")).content == " = one = \n\n\n\n\ntwo\n"
+    assert TASKS["wikitext2"].read(EvalOptions(data=path, data_format="text")).content == " = one = \n \ntwo\n"
 
 
 def test_text_needs_a_file() -> None:

@@ -8,8 +8,7 @@ import tiny_text_models
 import torch
 import transformers
 
-from kquant_cli.hf.failures import FAILURES
-from kquant_cli.hf.tokens import ordinary_ids, random_ids, read_tokenizer, text_ids, vocabulary
+from kquant_cli.hf.tokens import NoTokenizerError, ordinary_ids, random_ids, read_tokenizer, text_ids, vocabulary
 
 
 def test_ids_that_a_config_names_are_not_ordinary() -> None:
@@ -66,7 +65,7 @@ def test_more_is_read_of_a_text_that_gives_few(tokenizer: transformers.PreTraine
 
 @pytest.mark.parametrize("arch", ["opt", "llama", "bert"])
 def test_a_folder_without_a_tokenizer_fails(arch: str, tmp_path: Path) -> None:
-    with pytest.raises(FAILURES):
+    with pytest.raises(NoTokenizerError, match="has no tokenizer that transformers can read: put its"):
         read_tokenizer(tiny_models.make(arch, tmp_path / arch))
 
 

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.evaluation.classification.spec import Spec, plain
 from kquant_cli.evaluation.classification.tsv import read_tsv
-from kquant_cli.evaluation.rows import parquet_rows
+from kquant_cli.evaluation.looks import repeated
+from kquant_cli.evaluation.rows import label_names, parquet_rows
 from kquant_cli.hf.hub_data import hub_rows
 
 HIGHEST_SCORE = 5.0
+MANY = 100  # examples: of so many, some have another label
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,21 @@ def read_examples(spec: Spec, data: Path | None, split: str) -> Examples:
             raise KQuantError(f"{place} {where}: expected text under {' and '.join(spec.columns)}")
         texts.append(tuple(fields))
         labels.append(_label(spec, label, f"{place} {where}"))
+    _require_different(spec, place, texts, labels)
     if not texts:
         raise KQuantError(f"{place} holds no examples: give the whole {spec.tsv_file(split)} of {spec.folder}")
     return Examples(tuple(texts), tuple(labels), place)
+
+
+def _require_different(spec: Spec, place: str, texts: Sequence[tuple[str, ...]], labels: Sequence[float]) -> None:
+    """KQuantError where many examples are one, or have one label, as where a test split's are hidden."""
+    if what := repeated([" ".join(fields) for fields in texts]):
+        raise KQuantError(f"{place} {what}: give the official file of {spec.folder}")
+    if len(labels) >= MANY and len(set(labels)) == 1:
+        raise KQuantError(
+            f"{place} has the label {labels[0]:g} in every one of {len(labels):,} rows, as where a test split's are "
+            f"hidden: give the validation split of {spec.folder}"
+        )
 
 
 Row = tuple[str, Sequence[Any]]  # where it stands, in words; the texts and then the label
@@ -77,7 +91,7 @@ def _local(spec: Spec, data: Path, split: str) -> tuple[Iterable[Row], str]:
             return _file(spec, folder / spec.tsv_file(split))
         shards = sorted(folder.glob(f"{split}-*.parquet"))
         if shards:
-            return _numbered(parquet_rows(shards, (*spec.columns, "label"))), f"{folder} {split} (parquet)"
+            return _numbered(_table(spec, shards)), f"{folder} {split} (parquet)"
     raise KQuantError(f"{data} holds no {spec.folder}: expected {_expected(spec, split)}")
 
 
@@ -87,8 +101,34 @@ def _expected(spec: Spec, split: str) -> str:
 
 def _file(spec: Spec, file: Path) -> tuple[Iterable[Row], str]:
     if file.suffix == ".parquet":
-        return _numbered(parquet_rows([file], (*spec.columns, "label"))), f"{file} (parquet)"
-    return read_tsv(file, spec.tsv, spec.folder), str(file)
+        return _numbered(_table(spec, [file])), f"{file} (parquet)"
+    return _official(spec, file), str(file)
+
+
+def _official(spec: Spec, file: Path) -> Iterable[Row]:
+    """The rows of an official file, whose labels are of its kind: another task's with the same columns has others."""
+    for where, row in read_tsv(file, spec.tsv, spec.folder):
+        label = row[-1].strip()
+        if spec.labels and (label.isdecimal() if spec.tsv.named else label.lower() in spec.labels):
+            expected = ", ".join(spec.labels if spec.tsv.named else map(str, range(len(spec.labels))))
+            raise KQuantError(
+                f"{file} {where}: the label is {shortened(label)}, and in the official file of {spec.folder} it is one "
+                f"of {expected}: give that file"
+            )
+        yield where, row
+
+
+def _table(spec: Spec, files: Sequence[Path]) -> list[tuple]:
+    """The rows of parquet files; KQuantError where they say that their labels mean something else."""
+    rows = parquet_rows(files, (*spec.columns, "label"))
+    for file in files:
+        names = label_names(file, "label")
+        if spec.labels and names is not None and [plain(name) for name in names] != [plain(n) for n in spec.labels]:
+            raise KQuantError(
+                f"{file} has the labels {shortened(list(names))}, and those of {spec.folder} are "
+                f"{', '.join(spec.labels)}: give the hub's file of {spec.name}"
+            )
+    return rows
 
 
 def _hub(spec: Spec, split: str) -> tuple[Iterable[Row], str]:

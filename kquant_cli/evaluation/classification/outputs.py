@@ -11,9 +11,9 @@ from kquant_cli.evaluation.batching import longest_first
 from kquant_cli.evaluation.options import Progress
 from kquant_cli.evaluation.precision import full_float32
 from kquant_cli.evaluation.result import dtype_name
-from kquant_cli.evaluation.tokens import require_known
 from kquant_cli.hf.limits import longest_input
 from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.hf.tokens import encode, require_known, tokenizer_of
 
 MAX_LENGTH: Final = 128  # run_glue's max_seq_length
 BATCH_TOKENS: Final = {"cpu": 1024, "cuda": 32768}
@@ -28,11 +28,11 @@ def outputs(
     """
     tokenizer = loaded.tokenizer
     columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(*columns, truncation=True, max_length=length, verbose=False)
+    encoded = encode(tokenizer, *columns, truncation=True, max_length=length)
     rows = encoded["input_ids"]
-    require_known(loaded, torch.tensor([max(row, default=0) for row in rows]))
+    require_known(loaded.path, loaded.model, torch.tensor([max(row, default=0) for row in rows]))
     full = [index for index, row in enumerate(rows) if len(row) == length]
-    whole = tokenizer(*([column[index] for index in full] for column in columns), verbose=False) if full else None
+    whole = encode(tokenizer, *([column[index] for index in full] for column in columns)) if full else None
     shortened = 0 if whole is None else sum(len(row) > length for row in whole["input_ids"])
     keys = [key for key in encoded if key in inspect.signature(loaded.model.forward).parameters]
     model: Any = loaded.model
@@ -42,7 +42,8 @@ def outputs(
         for batch in longest_first([len(row) for row in rows], lambda longest: _batch_size(loaded, longest)):
             inputs: dict[str, Any] = {key: [encoded[key][index] for index in batch] for key in keys}
             if len(batch) > 1:
-                inputs = tokenizer.pad(inputs, verbose=False)
+                with tokenizer_of(loaded.path):
+                    inputs = tokenizer.pad(inputs, verbose=False)
             logits = model(**{key: torch.tensor(inputs[key], device=loaded.device) for key in keys}).logits
             found[batch] = logits.double().cpu()
             done += len(batch)

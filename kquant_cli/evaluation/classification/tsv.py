@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, shortened
 from kquant_cli.evaluation.classification.spec import Tsv
 from kquant_cli.evaluation.rows import read_text
 
@@ -23,6 +23,11 @@ def read_tsv(path: Path, layout: Tsv, title: str) -> Iterator[tuple[str, Sequenc
             continue
         fields = line.rstrip("\r").split("\t")
         if len(fields) > max(columns):
+            if layout.marks is not None and fields[layout.marks[0]] not in layout.marks[1]:
+                raise KQuantError(
+                    f"{path} line {number} has {shortened(fields[layout.marks[0]])} in column {layout.marks[0] + 1}, "
+                    f"expected {' or '.join(map(repr, layout.marks[1]))}: give the official file of {title}"
+                )
             yield f"line {number}", [fields[column] for column in columns]
         elif not layout.ragged:
             raise KQuantError(

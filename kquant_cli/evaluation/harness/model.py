@@ -9,8 +9,8 @@ from lm_eval.models.huggingface import HFLM
 
 from kquant_cli.evaluation.losses import TokenLosses
 from kquant_cli.evaluation.options import Progress
-from kquant_cli.evaluation.tokens import require_known
 from kquant_cli.hf.loading import LoadedModel
+from kquant_cli.hf.tokens import require_known
 
 
 class HarnessModel(HFLM):
@@ -47,7 +47,8 @@ class HarnessModel(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: Any = None
     ) -> Any:
-        require_known(self._loaded, torch.tensor([max((*start, *end)) for _, start, end in requests]))
+        highest = torch.tensor([max((*start, *end)) for _, start, end in requests])
+        require_known(self._loaded.path, self._loaded.model, highest)
         if override_bs is None:
             longest = max(len(start) + len(end) for _, start, end in requests)
             self.batch_size_per_gpu = self._losses.batch_size(min(longest, self.max_length))

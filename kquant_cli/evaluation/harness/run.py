@@ -21,6 +21,7 @@ from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.precision import full_float32
 from kquant_cli.evaluation.result import Against, Estimate, ScoresOverExamples, common, dtype_name
 from kquant_cli.evaluation.windows import bounded, shared_maximum
+from kquant_cli.hf.causality import require_causal
 from kquant_cli.hf.loading import LoadedModel
 
 Report = Mapping[str, Any]  # what simple_evaluate returns
@@ -56,9 +57,11 @@ def run_task(
     Raises
     ------
     KQuantError
-        The harness refuses the task for this model, or a token is beyond its vocabulary.
+        A model sees later tokens, the harness refuses the task for this model, or a token is beyond its vocabulary.
     """
     models = [loaded] if against is None else [loaded, against]
+    for model in models:
+        require_causal(model.path, model.model)
     maximum = bounded(options.seqlen, shared_maximum([model.model.config for model in models]))
     started = time.perf_counter()
     reports = [_evaluate(model, read, options, maximum) for model in models]

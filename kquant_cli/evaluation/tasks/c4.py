@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.evaluation.looks import repeated
 from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.rows import is_json, text_rows
 from kquant_cli.evaluation.tasks.task import perplexity_task
@@ -27,7 +28,9 @@ def read(options: EvalOptions) -> Text:
         documents, place = list(table[:DOCUMENTS]["text"]), f"{HUB_DATASET} {SHARD}"
     else:
         file = _shard(options.data)
-        documents, place = text_rows(file, limit=DOCUMENTS), str(file)
+        documents, place = text_rows(file, limit=DOCUMENTS, beside=("url",)), str(file)
+        if what := repeated(documents):
+            raise KQuantError(f"{file} {what}: {GET}")
     joined = f"{place}, the first {len(documents):,} documents joined by spaces, at most {WINDOWS} windows"
     return Text(" ".join(documents), joined, most_windows=WINDOWS)
 

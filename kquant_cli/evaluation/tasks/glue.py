@@ -15,7 +15,9 @@ PAIR: Final = ("sentence1", "sentence2")
 ENTAILMENT: Final = ("entailment", "not_entailment")
 
 SPECS: Final = (
-    Spec("cola", "CoLA", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), Tsv((3,), 1)),
+    Spec(
+        "cola", "CoLA", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), Tsv((3,), 1, marks=(2, ("", "*")))
+    ),
     Spec("sst2", "SST-2", ("sentence",), ("negative", "positive"), ("accuracy",), Tsv(("sentence",), "label")),
     Spec(
         "mrpc",
@@ -40,11 +42,18 @@ SPECS: Final = (
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         ("accuracy",),
-        Tsv(PAIR, "gold_label"),
+        Tsv(PAIR, "gold_label", named=True),
         splits=(("matched", "validation_matched"), ("mismatched", "validation_mismatched")),
     ),
-    Spec("qnli", "QNLI", ("question", "sentence"), ENTAILMENT, ("accuracy",), Tsv(("question", "sentence"), "label")),
-    Spec("rte", "RTE", PAIR, ENTAILMENT, ("accuracy",), Tsv(PAIR, "label")),
+    Spec(
+        "qnli",
+        "QNLI",
+        ("question", "sentence"),
+        ENTAILMENT,
+        ("accuracy",),
+        Tsv(("question", "sentence"), "label", named=True),
+    ),
+    Spec("rte", "RTE", PAIR, ENTAILMENT, ("accuracy",), Tsv(PAIR, "label", named=True)),
     Spec("wnli", "WNLI", PAIR, ENTAILMENT[::-1], ("accuracy",), Tsv(PAIR, "label")),
 )
 

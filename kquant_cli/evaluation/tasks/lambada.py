@@ -11,6 +11,7 @@ from typing import Final
 
 from kquant_cli.errors import KQuantError
 from kquant_cli.evaluation.last_word import last_word
+from kquant_cli.evaluation.looks import require_lambada
 from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.rows import Rows, text_rows
 from kquant_cli.evaluation.tasks.task import CAUSAL, Task, perplexity_task
@@ -19,6 +20,7 @@ from kquant_cli.hf.hub_data import hub_rows
 
 PLAIN, OPENAI = "lambada_test_plain_text.txt", "lambada_test.jsonl"  # as the originals are called
 HUB_PLAIN: Final = ("cimec/lambada", "plain_text")
+OTHERS: Final = {"url": "C4", "label": "a task of classification"}  # columns that LAMBADA has not
 HUB_OPENAI: Final = ("EleutherAI/lambada_openai", "default")
 
 
@@ -45,7 +47,9 @@ def _read(data: Path | None, names: tuple[str, str], hub: tuple[str, str]) -> Ro
         if not found:
             raise KQuantError(f"{data} holds no LAMBADA: expected {' or '.join(names)} in it")
         data = found[0]
-    return Rows(tuple(text_rows(data)), str(data))
+    texts = text_rows(data, none=OTHERS)
+    require_lambada(str(data), texts)
+    return Rows(tuple(texts), str(data))
 
 
 LAMBADA_TEXT = perplexity_task("lambada_text", read_text, protocol="paper")

@@ -5,6 +5,7 @@ The sentences are those of Mikolov's version: lower case, numbers as N, rare wor
 
 from typing import Final
 
+from kquant_cli.evaluation.looks import require_ptb
 from kquant_cli.evaluation.options import EvalOptions
 from kquant_cli.evaluation.rows import text_rows
 from kquant_cli.evaluation.tasks.task import perplexity_task
@@ -24,6 +25,7 @@ def read(options: EvalOptions) -> Text:
         sentences, place = list(table["sentence"]), f"{HUB_DATASET} test"
     else:
         sentences, place = text_rows(options.data, "sentence"), str(options.data)
+        require_ptb(place, sentences)
     return Text(" ".join(sentence.strip() for sentence in sentences), f"{place}, sentences joined by spaces")
 
 
