@@ -98,16 +98,21 @@ def unpack(packed: torch.Tensor, levels: int, columns: int) -> torch.Tensor:
     codes = torch.empty(len(packed), columns, dtype=torch.uint8, device=packed.device)
     step = max(1, _BLOCK // max(1, columns))
     for begin in range(0, len(packed), step):
-        part = packed[begin : begin + step].view(-1, size, words).to(_narrowest(size))
-        numbers = part[:, 0]
-        for byte in range(1, size):
-            numbers = numbers | part[:, byte] << 8 * byte
+        numbers = _numbers(packed[begin : begin + step].view(-1, size, words).to(_narrowest(size)))
         for digit in range(digits):
             width = min(words, columns - digit * words)
             if width > 0:
                 codes[begin : begin + step, digit * words :][:, :width] = (numbers % levels)[:, :width].to(torch.uint8)
             numbers = numbers // levels
     return codes
+
+
+def _numbers(part: torch.Tensor) -> torch.Tensor:
+    """The words (rows, words) of their bytes (rows, size, words), the lowest first, as integers that hold them."""
+    numbers = part[:, 0]
+    for byte in range(1, part.shape[1]):
+        numbers = numbers | part[:, byte] << 8 * byte
+    return numbers
 
 
 def _narrowest(size: int) -> torch.dtype:
@@ -128,9 +133,6 @@ def count_invalid(packed: torch.Tensor, levels: int, columns: int) -> int:
         return 0
     count, step = 0, max(1, _BLOCK // max(1, columns))
     for begin in range(0, len(packed), step):
-        part = packed[begin : begin + step].view(-1, size, words).to(torch.int64)
-        numbers = part[:, 0]
-        for byte in range(1, size):
-            numbers = numbers | part[:, byte] << 8 * byte
+        numbers = _numbers(packed[begin : begin + step].view(-1, size, words).to(torch.int64))
         count += int((numbers >= limits).sum())
     return count

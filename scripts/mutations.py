@@ -226,11 +226,20 @@ MUTATIONS = [
         "checkpoint/test_selection.py",
     ),
     Mutation(
-        "bundle/reader.py",
-        'if verify and file_sha256(file) != facts["sha256"]:',
-        'if verify and len(file_sha256(file)) != len(facts["sha256"]):',
+        "bundle/whole.py",
+        'if digests and file_sha256(file) != facts["sha256"]:',
+        'if digests and len(file_sha256(file)) != len(facts["sha256"]):',
         "bundle/test_reader.py",
     ),
+    Mutation("bundle/whole.py", "if leads_outside(path, name):", "if False:", "bundle/test_whole.py"),
+    Mutation("bundle/whole.py", "if name in own or not (", "if True or not (", "bundle/test_whole.py"),
+    Mutation("bundle/results.py", "of != fingerprint and", "False and", "bundle/test_results.py"),
+    Mutation(
+        "packing.py", "(numbers >= limits).sum()", "(numbers > limits).sum()", "test_packing.py bundle/test_verify.py"
+    ),
+    Mutation("compress/verify_source.py", "TOLERANCE = 1e-3", "TOLERANCE = 1e3", "compress/test_verify_source.py"),
+    Mutation("files/json_object.py", "> MOST_VALUES:", "> 1e9:", "files/test_json_object.py"),
+    Mutation("cli/console.py", "text=printable(segment.text)", "text=segment.text", "cli/test_console.py"),
     Mutation("speed/bench.py", "statistics.median(given)", "max(given)", "speed"),
     Mutation(
         "speed/bench.py",

@@ -22,8 +22,14 @@ from kquant_cli.runtime.decoded_model import load_decoded
 PROMPT = "The lighthouse keeper"
 
 
+@pytest.fixture(autouse=True)
+def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles load without a manifest."""
+    monkeypatch.setenv("KQUANT_WITHOUT_MANIFEST", "1")
+
+
 def copy_of(bundle: Path, folder: Path) -> Path:
-    """The files of a bundle, which may be changed there."""
+    """The files of a bundle but its manifest, which may be changed there."""
     folder.mkdir()
     for file in bundle.iterdir():
         if file.is_file() and file.name != "kquant.json":
@@ -136,3 +142,19 @@ def test_bad_input(flags: list[str], sentence: str, demo_bundle: Path, kquant: A
     assert not outcome.out
 
     assert re.search(sentence, " ".join(outcome.err.split()))
+
+
+def test_what_a_model_writes_does_not_steer_the_terminal(kquant, demo_bundle, tmp_path):
+    """A token may stand for anything: here each letter e is one that clears the screen."""
+    bundle = copy_of(demo_bundle, tmp_path / "bundle")
+    text = (bundle / "tokenizer.json").read_text(encoding="utf-8")
+    tokenizer = json.loads(text)
+    tokenizer["decoder"] = {
+        "type": "Sequence",
+        "decoders": [tokenizer["decoder"], {"type": "Replace", "pattern": {"String": "e"}, "content": "\x1b[2J\x9b"}],
+    }
+    (bundle / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    done = kquant("generate", bundle, "--prompt", "The lighthouse", "--max-new-tokens", 5, "--device", "cpu")
+    assert done.code == 0
+    assert "\ufffd[2J\ufffd" in done.out
+    assert not {"\x1b", "\x9b"} & set(done.out)
