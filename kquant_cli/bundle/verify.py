@@ -197,8 +197,6 @@ def _nbytes(bundle: Bundle, name: str) -> int:
 
 def _contents(bundle: Bundle, layouts: Mapping[str, Layout], told: Told) -> Iterator[Fault]:
     """Codes beyond the codebook, numbers that are not finite, channel scales of 0."""
-    notes = bundle.manifest.get("notes")
-    noted = " ".join(map(str, notes)) if isinstance(notes, list) else ""
     done, total = 0, sum(info.nbytes for info in bundle.infos.values())
     for name, info in bundle.infos.items():
         module, _, suffix = name.rpartition(".")
@@ -209,8 +207,9 @@ def _contents(bundle: Bundle, layouts: Mapping[str, Layout], told: Told) -> Iter
                     why = f"has {count} words of codes beyond the {layout.levels} levels of its codebook"
                     yield Fault(name, f"{bundle.path}: {name!r} {why}; the bundle is damaged, make it again")
             elif info.dtype.is_floating_point:
-                finite, zero = _look(info)
-                if not finite and name not in noted:
+                numbers, finite, zero = _look(info)
+                may_be_infinite = not suffix.startswith("weight")  # as when it was compressed
+                if not (finite or (numbers and may_be_infinite)):
                     why = "has entries that are not finite"
                     yield Fault(name, f"{bundle.path}: {name!r} {why}; the bundle is damaged, make it again")
                 if zero and suffix == "weight_channel_scale" and module in layouts:
@@ -222,15 +221,16 @@ def _contents(bundle: Bundle, layouts: Mapping[str, Layout], told: Told) -> Iter
         told("bytes of tensors", done, total)
 
 
-def _look(info: TensorInfo) -> tuple[bool, bool]:
-    """Whether all entries are finite, and whether one is 0."""
-    finite, zero = True, False
+def _look(info: TensorInfo) -> tuple[bool, bool, bool]:
+    """Whether no entry is NaN, whether all are finite, and whether one is 0."""
+    numbers, finite, zero = True, True, False
     for chunk in read_chunks(info):
         values = torch.frombuffer(chunk, dtype=info.dtype)
-        values = values.float() if values.element_size() == 1 else values
-        finite &= bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
+        extremes = torch.stack(torch.aminmax(values.float() if values.element_size() == 1 else values))
+        numbers &= not bool(extremes.isnan().any())
+        finite &= bool(extremes.isfinite().all())
         zero |= not bool(values.all())
-    return finite, zero
+    return numbers, finite, zero
 
 
 def _decoded(bundle: Bundle, layouts: Mapping[str, Layout], told: Told) -> Iterator[Fault]:

@@ -134,10 +134,16 @@ def test_what_is_in_the_tensors(bundle, change, name, sentence):
     assert name is None or found == name
 
 
-def test_a_buffer_that_the_manifest_notes_need_not_be_finite(bundle):
-    change_tensors(bundle, not_finite("model.norm.weight"))
-    change_manifest(bundle, lambda m: m.update(notes=["model.norm.weight has entries that are not finite: kept"]))
-    assert problems(bundle) == []
+@pytest.mark.parametrize(("value", "faults"), [(float("-inf"), 0), (float("nan"), 1)])
+def test_what_is_no_weight_may_be_infinite(tmp_path, value, faults):
+    """A mask, or a bias that forbids a token; compression keeps them."""
+    bundle = bundle_of("opt", tmp_path, levels=3, calibration="none")
+
+    def change(tensors):
+        tensors["model.decoder.final_layer_norm.bias"][0] = value
+
+    change_tensors(bundle, change)
+    assert len(problems(bundle)) == faults
 
 
 def test_deep_looks_at_what_comes_out(bundle):
