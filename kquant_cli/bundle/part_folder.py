@@ -20,7 +20,7 @@ from typing import Any
 
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.json_object import find_object, write_json
-from kquant_cli.files.locks import last_holder
+from kquant_cli.files.locks import begins_as_lock, last_holder
 
 LOCK, STATE, MATRICES, KEPT, TUNING, NEW, OLD = (
     "lock",
@@ -48,13 +48,13 @@ def require_ours(part: Path) -> None:
     """Raise NotOursError unless the part folder is not there, is empty, or is ours with nothing else and no link in it.
 
     Ours: its lock was written by kquant (or its state, as kquant did before there were locks), or it holds no more than
-    a lock that is empty: who made it was killed before the first word.
+    the beginning of a lock: who made it was killed, or had no space, before all of it was written.
     """
     if part.is_symlink() or (part.exists() and not part.is_dir()):
         raise NotOursError(f"{part}: is needed for unfinished work, but is no folder; move it, or choose another -o")
     if not part.exists() or not (names := sorted(entry.name for entry in os.scandir(part))):
         return
-    bare = names == [LOCK] and _is_file(part / LOCK) and (part / LOCK).stat().st_size == 0
+    bare = names == [LOCK] and _is_file(part / LOCK) and begins_as_lock(part / LOCK)
     if not (bare or last_holder(part / LOCK) is not None or isinstance(_state(part).get("owner"), str)):
         raise NotOursError(f"{part}: is needed for unfinished work, but is not kquant's; move it, or choose another -o")
     for name in names:

@@ -72,13 +72,22 @@ class Staging:
         (self.folder / "matrices").mkdir(exist_ok=True)
 
     def find(self, name: str, shape: tuple[int, int] | None = None) -> Staged | None:
-        """The finished matrix of that name (and shape), if there is one."""
+        """The finished matrix of that name (and shape), if there is one.
+
+        Raises KQuantError where the system cannot read it now: to encode it otherwise than before would be another run.
+        """
         tensors, entry = self._files(name)
         if not entry.exists():
             return None
         try:
             found = _read(name, tensors, entry)
-        except (OSError, KQuantError, LookupError, TypeError, ValueError, AttributeError):
+        except (OSError, KQuantError, LookupError, TypeError, ValueError, AttributeError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                raise KQuantError(
+                    f"{cause.filename or entry} cannot be read ({cause.strerror or cause}); run the same command "
+                    f"again, or remove {self.folder} to begin anew"
+                ) from error
             return None
         return None if found and found.layout and shape not in (None, found.layout.shape) else found
 

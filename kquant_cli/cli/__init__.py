@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated
 
@@ -73,12 +75,18 @@ def main(args: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")
     show_log()
     try:
-        app(args=args)
+        try:
+            app(args=args)
+        finally:
+            sys.stdout.flush()  # what cannot be written is found out here, and not when Python ends
     except KQuantError as error:
         print_error(error)
         sys.exit(2)
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (to the end of the process)
+        if error.errno == errno.EPIPE:  # who reads has seen enough
+            sys.exit(1)
         print_error("no space left where the output goes; send it elsewhere")
         sys.exit(2)

@@ -27,6 +27,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 LENGTH = 512  # bytes of what is in the file: one write, so that it is never half there
 HELD_FOR_WINDOWS = 1 << 30  # the byte that is locked there, where none is read: a locked one cannot be
 PLAIN = sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))  # no links, no wait on a pipe
+BEGINNING = b'{"kquant": "'
 PATIENCE = 0.5  # seconds that one who has the lock may take to say so
 
 
@@ -44,6 +45,18 @@ class Holder:
         """This one, from now on."""
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         return cls(secrets.token_hex(16), platform.node()[:40], os.getpid(), since)
+
+    def is_gone(self) -> bool:
+        """Whether it was a process of this machine that has ended: who has the lock now has yet to say so."""
+        if self.host != platform.node()[:40] or sys.platform == "win32":
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
 
 
 class LockHeldError(Exception):
@@ -93,18 +106,31 @@ def lock(path: Path) -> Lock:
             exclusive = _take(file)
             if exclusive is None:
                 found = _read(file)
-                if found is not None or time.monotonic() > give_up:
-                    raise LockHeldError(found)
+                said = found is not None and not found.is_gone()
+                if said or time.monotonic() > give_up:
+                    raise LockHeldError(found if said else None)
                 time.sleep(PATIENCE / 20)
             elif _is_still(path, file):
                 holder = Holder.this_process()
                 os.lseek(file, 0, os.SEEK_SET)
-                os.write(file, json.dumps(asdict(holder)).encode()[: LENGTH - 1].ljust(LENGTH - 1) + b"\n")
+                text = json.dumps(asdict(holder)).encode()[: LENGTH - 1].ljust(LENGTH - 1) + b"\n"
+                if os.write(file, text) < LENGTH:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
                 held, file = Lock(path, file, holder, exclusive), -1
                 return held
         finally:
             if file >= 0:
                 os.close(file)
+
+
+def begins_as_lock(path: Path) -> bool:
+    """Whether a file holds no more than the beginning of what `lock` writes: who made it was stopped there."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(LENGTH + 1)
+    except OSError:
+        return False
+    return len(text) < LENGTH and text.startswith(BEGINNING[: len(text)])
 
 
 def last_holder(path: Path) -> Holder | None:

@@ -1,5 +1,6 @@
 """Finished matrices beside a future bundle: what is found again, and what is not believed."""
 
+import errno
 import json
 import os
 from dataclasses import asdict, replace
@@ -137,3 +138,20 @@ def test_saving_does_not_wait_for_the_disk(staging, monkeypatch):
     matrix = encoded()
     staging.save(NAME, matrix.layout, matrix.to_tensors(), RECORD)
     assert calls == []
+
+
+@pytest.mark.parametrize("ending", [".json", ".safetensors"])
+def test_what_the_system_cannot_read_now_is_not_taken_for_unfinished(staging, monkeypatch, ending):
+    """It would be encoded anew, of a calibrated matrix without its calibration, and nothing would say so."""
+    matrix = encoded()
+    staging.save(NAME, matrix.layout, matrix.to_tensors(), RECORD)
+    opened = os.open
+
+    def too_many(path, *args, **options):
+        if str(path).endswith(ending):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", too_many)
+    with pytest.raises(KQuantError, match=rf"{ending} cannot be read \(Too many open files\); run the same command"):
+        staging.find(NAME)

@@ -29,11 +29,19 @@ def test_results_that_cannot_be_written_are_found_first(kquant, tiny_llama, tmp_
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_standard_output_is_one_sentence(tiny_llama, tmp_path):
+@pytest.mark.parametrize("buffered", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_a_full_standard_output_is_one_sentence(tiny_llama, tmp_path, buffered):
     command = [sys.executable, "-m", "kquant_cli", "compress", str(tiny_llama), "-o", str(tmp_path / "b"), *QUICK]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | buffered
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*command, "--dry-run"], stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ}, check=False
+            [*command, "--dry-run"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False
         )
     assert done.returncode == 2
     assert done.stderr == "error: no space left where the output goes; send it elsewhere\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m kquant_cli --help | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -94,3 +94,28 @@ def test_links_and_what_is_no_file_are_refused(path, tmp_path):
 def test_what_no_lock_wrote_names_nobody(path, content):
     path.write_bytes(content)
     assert last_holder(path) is None
+
+
+def test_the_words_of_one_that_has_ended_are_not_those_of_the_holder(path, monkeypatch):
+    """Who has just taken the lock has not yet written over what the last one left there."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        other.send_signal(signal.SIGKILL)
+    left = path.read_bytes()
+    held = lock(path)
+    path.write_bytes(left)
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    with pytest.raises(LockHeldError) as refused:
+        lock(path)
+    assert refused.value.holder is None
+    held.release(remove=True)
+
+
+def test_a_lock_that_is_half_written_is_an_error_and_ours(path, monkeypatch):
+    monkeypatch.setattr(locks.os, "write", lambda file, text, write=os.write: write(file, text[:20]))
+    with pytest.raises(OSError, match="No space left"):
+        lock(path)
+    assert len(path.read_bytes()) == 20
+    assert locks.begins_as_lock(path)
+    path.write_bytes(b"somebody's")
+    assert not locks.begins_as_lock(path)
