@@ -247,7 +247,7 @@ MUTATIONS = [
         "pthread_sigmask(signal.SIG_BLOCK, ())",
         "speed",
     ),
-    Mutation("cli/__init__.py", "sys.exit(2)", "sys.exit(1)", "cli/test_eval.py"),
+    Mutation("cli/__init__.py", "print_error(error)\n        sys.exit(2)", "print_error(error)", "cli/test_eval.py"),
 ]
 
 

@@ -56,7 +56,7 @@ def test_what_is_no_plain_file_is_refused_at_once(folders, kind, follow):
         "nothing": lambda path: None,
     }
     make[kind](source / "a")
-    with pytest.raises(KQuantError, match=r"is no plain file|lies outside|cannot read .*No such file"):
+    with pytest.raises(KQuantError, match=r"is no plain file|lies outside|cannot read .*(No such file|Is a directory)"):
         copy_files(source, [Path("a")], folder, {}, follow=follow)
 
 
@@ -77,5 +77,5 @@ def test_decompress_copies_no_link_that_leads_elsewhere(kquant, demo_bundle, tmp
     (bundle / "README.md").symlink_to(elsewhere)
     result = kquant("decompress", bundle, "-o", tmp_path / "dense")
     assert result.code == 2
-    assert f"{bundle / 'README.md'} lies outside" in result.err
+    assert f"{bundle / 'README.md'}: is a link that leads out of the bundle" in result.err
     assert not (tmp_path / "dense").exists()

@@ -56,7 +56,8 @@ def test_default_output_and_newest(kquant, tiny_llama, tmp_path, monkeypatch):
 
 
 PAPERS = {
-    "encoder": "greedy", "calibration": "none", "bits": 2, "basis": "butterfly", "basis_count": 2,
+    "encoder": "greedy", "calibration": "none", "copy_files": ["generation_config.json"], "bits": 2,
+    "basis": "butterfly", "basis_count": 2,
     "rule": "alternating", "form": "vector", "max_iter": 7, "tol": 0.001, "init": "peaks", "restarts": 2,
     "kmeans_iter": 40, "kmeans_tol": 1e-5, "group_size": 64, "seed": 9,
     "include": ["lm_head.weight"], "exclude": ["*.q_proj*"], "on_no_convergence": "uniform:5",
@@ -271,7 +272,7 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path):
         (("compress", "{model}", "--on-no-convergence", "uniform:3.5"), "`on_no_convergence` is 'uniform:3.5'"),
         (
             ("compress", "{model}", "--calibration", "{tmp}/none.txt"),
-            "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'random'",
+            "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, a data set",
         ),
         (("compress", "{model}", "--calibration", "{tmp}/none.txt", "--dry-run"), "none.txt cannot be read"),
         (
@@ -280,7 +281,7 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path):
         ),
         (
             ("compress", "{model}", "--bits", "2.5", "--calibration", "{tmp}/none.txt"),
-            "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'random'",
+            "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, a data set",
         ),
         (
             ("compress", "{model}", "--bits", "2.5", "--calibration", "/dev/null"),

@@ -155,8 +155,8 @@ def test_kept_files_are_kept_by_every_end(tiny_llama, tmp_path, kquant):
     settings = {"encoder": "annealed", "effort": "fast", "calibration": "random", "bits": 2.5}
     names = {f"b{ending}" for ending in (kept_files.STATISTICS, kept_files.SENSITIVITY)}
     plan = make_plan(open_checkpoint(tiny_llama), CompressConfig(**settings))
-    with pipeline.rehearse(plan, tmp_path / "b") as inside:
-        pipeline.prepare(plan, inside, pipeline.content_hash(plan.checkpoint), device="cpu")
+    with pipeline.rehearse(plan, tmp_path / "b") as (same, inside):
+        pipeline.prepare(same, inside, pipeline.content_hash(plan.checkpoint), device="cpu")
     assert {p.name for p in tmp_path.iterdir()} == names
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in names}
 

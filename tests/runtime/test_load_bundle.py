@@ -496,9 +496,10 @@ def test_public_names() -> None:
 
 
 def test_names_that_the_model_does_not_have_are_refused_and_never_filled_with_chance(
-    llama: Path, tmp_path: Path
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers itself would warn, and go on with random blocks."""
+    monkeypatch.setenv("KQUANT_WITHOUT_MANIFEST", "1")
     folder = copy_of(llama, tmp_path / "renamed")
     config, (file,) = json.loads((folder / "config.json").read_text()), folder.glob("*.safetensors")
     tensors = {name.replace("layers.1.", "stack.1."): tensor for name, tensor in load_file(file).items()}
