@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from kquant_cli.encoded import EncodedMatrix, Layout
+from kquant_cli.runtime.described_weight import DescribedWeight
 from kquant_cli.runtime.operators import layout_key
 
 DTYPES = {"weight_codes": torch.uint8, "weight_codebook": torch.float32}  # others as stored, by default float16
@@ -39,6 +41,7 @@ class EncodedWeight(nn.Module):
         super().__init__()
         self.layout = layout
         self.layout_key = layout_key(layout)
+        self.dense_dtype = torch.float32  # of a dense weight here, which `.to(dtype)` changes
         for name, shape in layout.tensor_shapes().items():
             dtype = (dtypes or {}).get(name) or DTYPES.get(name, torch.float16)
             empty = torch.empty(shape, dtype=dtype, device=device)
@@ -81,15 +84,17 @@ class EncodedWeight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Shape, dtype and device of the dense weight, for models that ask for them; every value is NaN.
-
-        `encoded().decode()` is the weight itself.
-        """
+        """The dense weight, for models that ask for its shape, dtype or device; decoded by who computes with it."""
         shape = self.layout.shape[::-1] if self.layout.transposed else self.layout.shape
-        nan = torch.full((1, 1), torch.nan, dtype=self.described_dtype, device=self.weight_codes.device)
-        described: Any = nan.expand(shape)
-        described._is_hf_initialized = True  # GPT-2's initialisation of what is missing would write to it
-        return described
+        dtype, device = self.described_dtype, self.weight_codes.device
+        if torch.compiler.is_compiling():  # no compiler could trace what decodes
+            return torch.full((1, 1), torch.nan, dtype=dtype, device=device).expand(shape)
+        return DescribedWeight.of(shape, dtype, device, partial(self._decode, dtype))
+
+    def _decode(self, dtype: torch.dtype) -> Tensor:
+        with torch.no_grad():
+            weight = self.encoded().decode(dtype)
+        return weight.T if self.layout.transposed else weight
 
     def dense(self, dtype: torch.dtype | None) -> nn.Module:
         """The module that this one replaced, with the decoded weight in `dtype` or the source's."""
@@ -113,6 +118,7 @@ class EncodedWeight(nn.Module):
             after = getattr(self, name)
             if after.dtype != tensor.dtype:
                 after.data = tensor.to(after.device)
+        self.dense_dtype = fn(torch.empty(0, dtype=self.dense_dtype)).dtype
         device = self.weight_codes.device
         if device.type != "meta":  # there is no copy to come back from
             self.channel_scale = [scale.to(device) for scale in self.channel_scale]

@@ -4,7 +4,7 @@
 
 PEFT has no place where a package could add a kind of layer, so this module, imported when PEFT's LoRA is
 (kquant_autoload.py), puts itself before four of its functions: which layer an adapter gets, what "all-linear" means,
-the weight whose norm DoRA takes, and whether adapters may be merged.
+whether adapters may be merged, and which modules are trained whole.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from typing import Any
 import peft
 import torch
 from peft.tuners import tuners_utils
-from peft.tuners.lora import dora, variants
+from peft.tuners.lora import variants
 from peft.tuners.lora import model as lora_model
 from peft.tuners.lora.config import LoraConfig
 from peft.tuners.lora.layer import Linear
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from kquant_cli.errors import KQuantError
+from kquant_cli.runtime.encoded_weight import EncodedWeight
 from kquant_cli.runtime.linear import KashinLinear
 
 STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of A and B, without a change of the weight
@@ -38,7 +40,7 @@ class KashinLoraLinear(Linear):  # type: ignore[misc]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **others: Any) -> None:
         config = copy.copy(config)
-        config.fan_in_fan_out = False  # encoded matrices are (out, in), those of Conv1D too
+        config.fan_in_fan_out = _base(base_layer).layout.transposed  # as `weight` is
         super().__init__(base_layer, adapter_name, config=config, **others)
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
@@ -47,7 +49,7 @@ class KashinLoraLinear(Linear):  # type: ignore[misc]
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], Any]:
-        """Those that read the weight through `_decoded`, or not at all."""
+        """Those that do not change the weight; DoRA takes the norm of the decoded one."""
         return {(): None, ("use_dora",): variants.DoraLinearVariant}
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **others: Any) -> None:
@@ -75,13 +77,17 @@ class KashinLoraLinear(Linear):  # type: ignore[misc]
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+def _base(target: Any) -> Any:
+    """The module under the adapters that it may have."""
+    return target.get_base_layer() if isinstance(target, tuners_utils.BaseTunerLayer) else target
+
+
 def _dispatch(default: Callable[..., Any]) -> Callable[..., Any]:
     """The layer that an adapter on `target` gets, ours for a `KashinLinear`."""
 
     @wraps(default)
     def dispatch(target: Any, adapter_name: str, **others: Any) -> Any:
-        base = target.get_base_layer() if isinstance(target, tuners_utils.BaseTunerLayer) else target
-        if not isinstance(base, KashinLinear) or others.get("parameter_name") is not None:
+        if not isinstance(_base(target), KashinLinear) or others.get("parameter_name") is not None:
             return default(target, adapter_name, **others)
         if "config" not in others:
             raise KQuantError(f"LoRA on a bundle needs peft 0.20 or newer, and {peft.__version__} is installed")
@@ -109,16 +115,6 @@ def _with_encoded(all_linear: Callable[..., Any]) -> Callable[..., Any]:
     return include
 
 
-def _decoded(dequantize: Callable[..., Any]) -> Callable[..., Any]:
-    """The dense weight of a layer in float32, for DoRA's norms."""
-
-    @wraps(dequantize)
-    def decoded(module: Any) -> Any:
-        return module.encoded().decode(torch.float32) if isinstance(module, KashinLinear) else dequantize(module)
-
-    return decoded
-
-
 def _refuse_merging(check: Callable[..., None]) -> Callable[..., None]:
     """Refuse before the first layer is merged: a model may have dense ones, too."""
 
@@ -131,15 +127,30 @@ def _refuse_merging(check: Callable[..., None]) -> Callable[..., None]:
     return refuse
 
 
+def _refuse_training(update: Callable[..., None]) -> Callable[..., None]:
+    """Refuse `modules_to_save` of encoded modules, whose copies would be trained: codes have no gradients."""
+
+    @wraps(update)
+    def refuse(self: Any, *args: Any, **others: Any) -> None:
+        if any(isinstance(module, EncodedWeight) for module in self.original_module.modules()):
+            raise KQuantError(
+                f"modules_to_save names a module that stays encoded ({type(self.original_module).__name__}), and codes "
+                f"are not trained: take it out and have target_modules name it"
+            )
+        update(self, *args, **others)
+
+    return refuse
+
+
 def register() -> None:
     """Put ours before PEFT's, once: this module is imported once."""
     model: Any = lora_model
     model.dispatch_default = _dispatch(model.dispatch_default)
     model.LoraModel._check_merge_allowed = _refuse_merging(model.LoraModel._check_merge_allowed)
+    saved: Any = ModulesToSaveWrapper
+    saved.update = _refuse_training(saved.update)
     names: Any = tuners_utils
     names._maybe_include_all_linear_layers = _with_encoded(names._maybe_include_all_linear_layers)
-    norms: Any = dora
-    norms.dequantize_module_weight = _decoded(norms.dequantize_module_weight)
 
 
 register()
