@@ -1,4 +1,4 @@
-"""Bundles load in every program: transformers and PEFT learn of kquant as soon as they are imported.
+"""Bundles load in every program: transformers, accelerate and PEFT learn of kquant when they are imported.
 
 `kquant_autoload.pth`, which is installed with kquant, imports this module at the start of every interpreter (unless
 KQUANT_AUTOLOAD=0), and `import kquant_cli` does. That costs about a millisecond: a finder waits for the modules that
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # What is waited for, and our module that registers itself there when it is imported.
 REGISTERING = {
     "transformers.quantizers.auto": "kquant_cli.runtime.quantizer",
+    "accelerate.utils.modeling": "kquant_cli.runtime.accelerate_loading",
     "peft.tuners.lora.model": "kquant_cli.runtime.peft_lora",
 }
 
