@@ -20,11 +20,13 @@ class BuildWithAutoload(build_py):
     """`build_py`, and the file at the root of what is installed."""
 
     def run(self) -> None:
+        """Write it where the package is built, or where an editable install is made."""
         super().run()
         folder = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
         Path(folder, NAME).write_text(LINE, encoding="utf-8")
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """What is installed."""
         return [*super().get_outputs(include_bytecode), str(Path(self.build_lib, NAME))]
 
 

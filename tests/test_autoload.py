@@ -46,9 +46,7 @@ def wheels(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
     made = {}
     for kind in ("wheel", "editable"):
         program = BUILD.format(kind=kind, out=str(out))
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=source, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=source, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         made[kind] = zipfile.ZipFile(out / done.stdout.splitlines()[-1])
     return made

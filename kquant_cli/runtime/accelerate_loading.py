@@ -67,7 +67,7 @@ def _load_bundle(
         if isinstance(module, KashinEmbedding):  # no tensor of the bundle
             module.like = torch.empty_like(module.like, device="cpu").to(module.weight_codes.device)
     quantizer.postprocess_model(model)
-    model.hf_quantizer = quantizer
+    vars(model)["hf_quantizer"] = quantizer
 
 
 def register() -> None:

@@ -22,7 +22,7 @@ DESCRIPTIONS = {
     *(getattr(Tensor, name) for name in ("is_floating_point", "is_complex", "data_ptr", "__len__", "__hash__")),
     *(getattr(Tensor, name) for name in ("is_contiguous", "ndimension", "type", "is_inference", "requires_grad_")),
 }
-KEPT = {Tensor.detach, Tensor.data.__get__}  # type: ignore[attr-defined]  # the same weight
+KEPT = {Tensor.detach, vars(torch._C.TensorBase)["data"].__get__}  # the same weight
 
 
 class DescribedWeight(Tensor):
@@ -37,7 +37,7 @@ class DescribedWeight(Tensor):
         made: Any = torch.empty((1, 1), dtype=dtype, device=device).expand(*shape).as_subclass(cls)
         made.decode, made.decoded = decode, None
         made._is_hf_initialized = True  # GPT-2's initialisation of what is missing would write to it
-        return made  # type: ignore[no-any-return]
+        return made
 
     @classmethod
     def __torch_function__(

@@ -15,10 +15,9 @@ from functools import wraps
 from typing import Any
 
 import peft
-import torch
 from peft.tuners import tuners_utils
-from peft.tuners.lora import variants
 from peft.tuners.lora import model as lora_model
+from peft.tuners.lora import variants
 from peft.tuners.lora.config import LoraConfig
 from peft.tuners.lora.layer import Linear
 from peft.utils.other import ModulesToSaveWrapper
@@ -35,7 +34,7 @@ UNMERGEABLE = (
 )
 
 
-class KashinLoraLinear(Linear):  # type: ignore[misc]
+class KashinLoraLinear(Linear):
     """PEFT's LoRA layer around a `KashinLinear`, whose codes it never touches."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **others: Any) -> None:

@@ -60,10 +60,12 @@ def test_dense_models_load_as_ever(tiny_llama: Path) -> None:
 
 def test_what_would_leave_random_weights_or_change_them_is_refused(llama: Path, tmp_path: Path) -> None:
     random = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llama))
-    with pytest.raises(KQuantError, match=r"is a bundle, which fills a transformers model without weights: load it with"):
+    with pytest.raises(KQuantError, match="is a bundle, which fills a transformers model without weights: load it"):
         load_checkpoint_in_model(random, str(llama))
     with pytest.raises(KQuantError, match="is a bundle, whose tensors keep their dtypes: leave dtype out"):
         load_checkpoint_and_dispatch(empty(llama), str(llama), device_map="auto", dtype=torch.float16)
     renamed = bundle_of("gpt_neox", tmp_path, calibration="none")
-    with pytest.raises(KQuantError, match=r"is a bundle that has no '.*' under that name: load it with from_pretrained"):
+    with pytest.raises(
+        KQuantError, match=r"is a bundle that has no '.*' under that name: load it with from_pretrained"
+    ):
         load_checkpoint_and_dispatch(empty(renamed), str(renamed), device_map="auto")

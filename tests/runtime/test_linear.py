@@ -95,7 +95,12 @@ def test_the_dense_weight_is_described_and_decoded_only_for_who_computes_with_it
     layer = KashinLinear.of(encoded, nn.Parameter(torch.zeros(ROWS, dtype=torch.float16)))
     weight: Any = layer.weight
     assert (weight.shape, weight.dtype, weight.device.type) == ((COLUMNS, ROWS), torch.float16, "cpu")
-    assert (weight.dim(), len(weight), weight.is_floating_point(), weight.data.requires_grad) == (2, COLUMNS, True, False)
+    assert (weight.dim(), len(weight), weight.is_floating_point(), weight.data.requires_grad) == (
+        2,
+        COLUMNS,
+        True,
+        False,
+    )
     assert weight.decoded is None
     expected = encoded.decode(torch.float16)
     assert torch.equal(torch.eye(COLUMNS, dtype=torch.float16) @ weight, expected.T)

@@ -120,7 +120,7 @@ def test_transformers_trainer_trains_an_adapter(dora: bool, llama: Path, tmp_pat
 def test_trl_trains_an_adapter_on_texts(demo_bundle: Path, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="needs trl: pip install 'kashin-quant[dev]'")
     datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_dict({"text": ["A bundle is trained through its adapter, and not through its codes."] * 8})
+    rows = datasets.Dataset.from_dict({"text": ["A bundle is trained through its adapter, not through its codes."] * 8})
     trainer = trl.SFTTrainer(
         load(demo_bundle),
         trl.SFTConfig(str(tmp_path / "run"), **TRAINED, max_length=32, bf16=False),
@@ -162,7 +162,9 @@ def test_a_start_that_changes_weights_is_refused(start: str, llama: Path) -> Non
 def test_an_adapter_of_another_model_is_refused(llama: Path, tmp_path: Path) -> None:
     adapted(load(llama)).save_pretrained(tmp_path / "adapter")
     wider = bundle_of("llama", tmp_path, {"hidden_size": 64}, calibration="none")
-    with pytest.raises(KQuantError, match=r"lora_A.* has the shape \[4, 32\], where this model's layer needs \[4, 64\]"):
+    with pytest.raises(
+        KQuantError, match=r"lora_A.* has the shape \[4, 32\], where this model's layer needs \[4, 64\]"
+    ):
         peft.PeftModel.from_pretrained(load(wider), tmp_path / "adapter")
 
 
