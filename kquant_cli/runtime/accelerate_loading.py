@@ -59,7 +59,6 @@ def _load_bundle(
     quantizer = KashinQuantizer(KashinConfig(**read_json(folder / "config.json")["quantization_config"]))
     quantizer.preprocess_model(model, checkpoint_files=files)
     load(model, checkpoint, *args, **others)
-    model.tie_weights(recompute_mapping=False)
     stored = {name for file in files for name in read_header(file)}
     if absent := [name for name, tensor in model.named_parameters() if tensor.is_meta and name not in stored]:
         raise KQuantError(f"{folder} is a bundle that has no {absent[0]!r} under that name: {instead}")
