@@ -17,6 +17,8 @@ from kquant_cli.runtime import KashinLinear
 
 peft = pytest.importorskip("peft", reason="needs peft: pip install 'kashin-quant[dev]'")
 
+from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402 - only where peft is
+
 CAUSAL = "AutoModelForCausalLM"
 TRAINED = {
     "max_steps": 20,
@@ -141,15 +143,18 @@ def test_single_tokens_go_through_the_adapter(llama: Path, tmp_path: Path) -> No
     assert model.generate(**ask).tolist() == twin.generate(**ask).tolist() != load(llama).generate(**ask).tolist()
 
 
-def test_merging_is_refused_before_anything_is_merged(llama: Path) -> None:
-    model = shaken(adapted(load(llama), target_modules=["lm_head", "q_proj"]))
+def test_merging_is_refused_before_anything_is_merged(tmp_path: Path) -> None:
+    """Of a model whose first layers are dense, too."""
+    bundle = bundle_of("llama", tmp_path, calibration="none", exclude=["*layers.0.*"])
+    model = shaken(adapted(load(bundle), target_modules=["q_proj"]))
     before = logits(model)
-    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    layer = model.base_model.model.model.layers[1].self_attn.q_proj
     for merge in (model.merge_and_unload, model.merge_adapter, layer.merge):
         with pytest.raises(KQuantError, match="decode the bundle with `kquant decompress`"):
             merge()
     assert torch.equal(logits(model), before)
-    assert isinstance(model.unload().model.layers[0].self_attn.q_proj, KashinLinear)
+    assert not any(part.merged for part in model.modules() if isinstance(part, BaseTunerLayer))
+    assert isinstance(model.unload().model.layers[1].self_attn.q_proj, KashinLinear)
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora", "loftq"])
