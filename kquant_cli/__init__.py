@@ -7,7 +7,7 @@ loads bundles.
 from importlib import import_module
 from typing import Any
 
-from kquant_cli.runtime.registration import register_when_imported
+import kquant_autoload
 
 __version__ = "0.1.0"
 
@@ -31,4 +31,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-register_when_imported()
+kquant_autoload.wait()

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "allocation": "packing",
     "bundle": "encoded errors files overlap packing",
     "runtime": "bases bundle checkpoint devices encoded errors files hf native packing process_memory suggestions",
-    "version": "runtime",  # kquant_cli/__init__.py: the version, and names that load on first use
+    "version": "",  # kquant_cli/__init__.py: the version, and names that load on first use
     "compress": "allocation bundle calibration checkpoint config encoded encoders errors files hf native "
     "overlap process_memory tuning version",
     "evaluation": "checkpoint demo divergence errors files hf suggestions version",

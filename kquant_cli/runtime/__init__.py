@@ -1,4 +1,4 @@
-"""Models that run, from the codes of a bundle or dense. Public names load on first use (registration.py says why)."""
+"""Models that run, from the codes of a bundle or dense. Public names load on first use (see kquant_autoload.py)."""
 
 from importlib import import_module
 from typing import Any

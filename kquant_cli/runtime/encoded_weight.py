@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -41,6 +42,7 @@ class EncodedWeight(nn.Module):
         self.name = ""  # in the model, for messages
         self.layout = layout
         self.layout_key = layout_key(layout)
+        self.dense_dtype = torch.float32  # of a dense weight here, which `.to(dtype)` changes
         for name, shape in layout.tensor_shapes().items():
             dtype = (dtypes or {}).get(name) or DTYPES.get(name, torch.float16)
             empty = torch.empty(shape, dtype=dtype, device=device)
@@ -83,12 +85,15 @@ class EncodedWeight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Shape, dtype and device of the dense weight, for models that ask for them; to compute with it is an error.
-
-        `encoded().decode()` is the weight itself.
-        """
+        """The dense weight, for models that ask for its shape, dtype or device; decoded by who computes with it."""
         shape = self.layout.shape[::-1] if self.layout.transposed else self.layout.shape
-        return DescribedWeight.of(self.name, shape, self.described_dtype, self.weight_codes.device)
+        dtype, device = self.described_dtype, self.weight_codes.device
+        return DescribedWeight.of(self.name, shape, dtype, device, partial(self._decode, dtype))
+
+    def _decode(self, dtype: torch.dtype) -> Tensor:
+        with torch.no_grad():
+            weight = self.encoded().decode(dtype)
+        return weight.T if self.layout.transposed else weight
 
     def dense(self, dtype: torch.dtype | None) -> nn.Module:
         """The module that this one replaced, with the decoded weight in `dtype` or the source's."""
@@ -112,6 +117,7 @@ class EncodedWeight(nn.Module):
             after = getattr(self, name)
             if after.dtype != tensor.dtype:
                 after.data = tensor.to(after.device)
+        self.dense_dtype = fn(torch.empty(0, dtype=self.dense_dtype)).dtype
         device = self.weight_codes.device
         if device.type != "meta":  # there is no copy to come back from
             self.channel_scale = [scale.to(device) for scale in self.channel_scale]

@@ -135,7 +135,7 @@ class KashinLinear(EncodedWeight):
     @property
     def described_dtype(self) -> torch.dtype:
         """That of the bias, which follows the model's."""
-        return torch.float32 if self.bias is None else self.bias.dtype
+        return self.dense_dtype if self.bias is None else self.bias.dtype
 
     def extra_repr(self) -> str:
         """For print(model)."""

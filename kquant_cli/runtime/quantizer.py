@@ -3,7 +3,7 @@
 transformers builds the model without weights, has `_process_model_before_weight_loading` put our layers into it, and
 then loads the bundle's tensors under their own names: a tensor that is missing would only be warned of and stay
 uninitialised, so headers and config are compared before. Everything heavier than the two classes is imported inside the
-methods, as this module is imported in the midst of transformers' own import (registration.py).
+methods, as this module is imported in the midst of transformers' own import (kquant_autoload.py).
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class KashinQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Codes have no gradients."""
-        return False
+        """With adapters (peft_lora.py): without them transformers refuses, as codes have no gradients."""
+        return True
 
 
 def _input_embeddings(model: PreTrainedModel) -> Any:
@@ -147,3 +147,6 @@ def register() -> None:
 def is_from_bundle(model: PreTrainedModel) -> bool:
     """Whether our quantiser loaded the model."""
     return isinstance(getattr(model, "hf_quantizer", None), KashinQuantizer)
+
+
+register()

@@ -75,6 +75,7 @@ def place_layers(model: Any, config: Mapping[str, Any], files: Sequence[Path]) -
             made = KashinEmbedding(layout, old, dtypes, device="meta")
         else:
             made = KashinLinear(layout, old.bias, dtypes, device="meta")
+            made.dense_dtype = old.weight.dtype
         if (owner := layout.channel_scale_from) is not None:
             if owner not in scales:
                 with torch.device("cpu"):  # transformers builds models under the meta device

@@ -16,6 +16,7 @@ from kquant_cli.bases import BasisSpec
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoded import EncodedMatrix, Frame, Layout
 from kquant_cli.encoders import ENCODERS, encode
+from kquant_cli.errors import KQuantError
 from kquant_cli.runtime import KashinLinear
 
 
@@ -89,10 +90,38 @@ def test_a_shared_channel_scale_moves_with_its_readers() -> None:
         assert moved.channel_scale[0].device == moved.weight_codes.device
 
 
-def test_the_dense_weight_is_described_but_not_held() -> None:
-    layer = KashinLinear.of(random_matrix(16, transposed=True), nn.Parameter(torch.zeros(ROWS, dtype=torch.float16)))
-    assert (layer.weight.shape, layer.weight.dtype) == ((COLUMNS, ROWS), torch.float16)
+def test_the_dense_weight_is_described_and_decoded_only_for_who_computes_with_it() -> None:
+    encoded = random_matrix(16, transposed=True)
+    layer = KashinLinear.of(encoded, nn.Parameter(torch.zeros(ROWS, dtype=torch.float16)))
+    weight: Any = layer.weight
+    assert (weight.shape, weight.dtype, weight.device.type) == ((COLUMNS, ROWS), torch.float16, "cpu")
+    assert (weight.dim(), len(weight), weight.is_floating_point(), weight.data.requires_grad) == (
+        2,
+        COLUMNS,
+        True,
+        False,
+    )
+    assert weight.decoded is None
+    expected = encoded.decode(torch.float16)
+    assert torch.equal(torch.eye(COLUMNS, dtype=torch.float16) @ weight, expected.T)
+    assert torch.equal(weight.T, expected)
+    assert torch.equal(weight.detach().float(), expected.T.float())
     assert "in_features=40, out_features=24, levels=16, bias=True" in repr(layer)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda w: w.zero_(), lambda w: setattr(w, "data", w + 1), lambda w: w.__setitem__(0, 1), nn.init.ones_]
+)
+def test_an_encoded_weight_is_not_written_to(write: Any) -> None:
+    """What was written would be lost, silently."""
+    with pytest.raises(KQuantError, match="writes to the weight of an encoded matrix; decode it with"):
+        write(KashinLinear.of(random_matrix(16)).weight)
+
+
+def test_the_dtype_of_a_dense_weight_follows_the_model() -> None:
+    layer = KashinLinear.of(random_matrix(16))
+    assert (layer.weight.dtype, layer.to(torch.bfloat16).weight.dtype) == (torch.float32, torch.bfloat16)
+    assert layer.to("meta").weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("frame", ["none", "paper", "input side"])

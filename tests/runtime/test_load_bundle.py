@@ -481,8 +481,9 @@ LOADED = (
         ("import kquant_cli; assert not {'torch', 'transformers'} & set(sys.modules)", REGISTERED, "KashinQuantizer"),
         ("from transformers.quantizers import auto\nimport kquant_cli", REGISTERED, "KashinQuantizer"),
         ("from kquant_cli import load\nimport transformers", LOADED, "KashinLinear"),
+        ("import kquant_cli.runtime.quantizer", REGISTERED, "KashinQuantizer"),
     ],
-    ids=["before transformers", "after it", "with our names"],
+    ids=["before transformers", "after it", "with our names", "the quantiser itself first"],
 )
 def test_the_quantiser_is_registered_in_either_order(first: str, then: str, printed: str, llama: Path) -> None:
     program = f"import sys\n{first}\n{then.format(str(llama))}"
