@@ -55,7 +55,6 @@ def test_calibration_texts_that_are_none(tmp_path: Path, monkeypatch: pytest.Mon
     for name, says in (
         (tmp_path / "pipe", "it is no plain file"),
         (Path("/dev/zero"), "it is no plain file"),
-        (tmp_path, "Is a directory"),
         (tmp_path / "nul.txt", r"line 2 has the control character U\+0000"),
         (tmp_path / "long.txt", "has more than 100 bytes"),
         (Path("a\0b"), "null"),

@@ -160,7 +160,7 @@ def test_no_character_steers_a_terminal(tmp_path: Path) -> None:
     assert json.loads(text) == values
 
 
-@pytest.mark.parametrize("values", [{"a": float("nan")}, {"a": float("inf")}, {"a": "\ud800"}])
+@pytest.mark.parametrize("values", [{"a": float("nan")}, {"a": float("inf")}])
 def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path, values: dict) -> None:
     (tmp_path / "x.json").write_text("old")
     with pytest.raises(ValueError):

@@ -1,6 +1,7 @@
 """generation_config.json: wrong types are refused by name, and only special tokens are taken from it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", "[" * 100_000, "\udcff"])
 def test_what_is_no_json_object(tmp_path: Path, content: str) -> None:
     (tmp_path / NAME).write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(KQuantError, match=NAME):
+        require_generation_config(tmp_path)
+
+
+def test_what_has_no_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / NAME)
     with pytest.raises(KQuantError, match=NAME):
         require_generation_config(tmp_path)
 

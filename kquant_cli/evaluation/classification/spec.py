@@ -8,14 +8,14 @@ class Tsv:
     """Where an official tab-separated file has texts and label: columns by name, or by position without a header line.
 
     `ragged`: the official files have broken rows, which the hub's data set leaves out. `named`: the label is its name,
-    and else a number. `marks`: the only values of a further column, by its position.
+    and else a number. `marks`: the only letters of a further column, by its position.
     """
 
     texts: tuple[str, ...] | tuple[int, ...]
     label: str | int
     ragged: bool = False
     named: bool = False
-    marks: tuple[int, tuple[str, ...]] | None = None
+    marks: tuple[int, str] | None = None
 
     @property
     def header(self) -> bool:

@@ -23,10 +23,10 @@ def read_tsv(path: Path, layout: Tsv, title: str) -> Iterator[tuple[str, Sequenc
             continue
         fields = line.rstrip("\r").split("\t")
         if len(fields) > max(columns):
-            if layout.marks is not None and fields[layout.marks[0]] not in layout.marks[1]:
+            if layout.marks is not None and (strange := fields[layout.marks[0]].strip(layout.marks[1])):
                 raise KQuantError(
-                    f"{path} line {number} has {shortened(fields[layout.marks[0]])} in column {layout.marks[0] + 1}, "
-                    f"expected {' or '.join(map(repr, layout.marks[1]))}: give the official file of {title}"
+                    f"{path} line {number} has {shortened(strange)} in column {layout.marks[0] + 1}, which only marks "
+                    f"sentences with *: give the official file of {title}"
                 )
             yield f"line {number}", [fields[column] for column in columns]
         elif not layout.ragged:

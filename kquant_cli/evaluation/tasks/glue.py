@@ -15,9 +15,7 @@ PAIR: Final = ("sentence1", "sentence2")
 ENTAILMENT: Final = ("entailment", "not_entailment")
 
 SPECS: Final = (
-    Spec(
-        "cola", "CoLA", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), Tsv((3,), 1, marks=(2, ("", "*")))
-    ),
+    Spec("cola", "CoLA", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), Tsv((3,), 1, marks=(2, " *?#"))),
     Spec("sst2", "SST-2", ("sentence",), ("negative", "positive"), ("accuracy",), Tsv(("sentence",), "label")),
     Spec(
         "mrpc",
