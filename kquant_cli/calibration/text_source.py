@@ -44,6 +44,8 @@ def open_source(stats: str, word: str = RANDOM) -> Source:
     expected = f"expected a UTF-8 text file, or {word!r} for random tokens"
     try:
         path = path.expanduser()
+        if path.exists() and not path.is_file():
+            raise OSError("no plain file")  # a pipe would be waited for, a device has no end
         with open_plain(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
                 raise KQuantError(

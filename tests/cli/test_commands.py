@@ -90,7 +90,7 @@ def test_every_setting_reaches_the_bundle(kquant, tiny_llama, tmp_path, flags):
 
 def test_every_setting_has_a_flag():
     known = set(all_settings()) - {"layers"}  # rules are for a file
-    assert known == set().union(PAPERS, OURS, AVERAGE, CALIBRATED, MINUTES)
+    assert known == set().union(PAPERS, OURS, AVERAGE, CALIBRATED, MINUTES, ["copy_files"])
 
 
 def test_flags_override_the_file(kquant, tiny_llama, tmp_path):
@@ -274,12 +274,12 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path):
             "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'random'",
         ),
         (("compress", "{model}", "--calibration", "{tmp}/none.txt", "--dry-run"), "none.txt cannot be read"),
-        (("compress", "{model}", "--calibration", "/dev/null"), "/dev/null is empty: expected a UTF-8 text file"),
+        (("compress", "{model}", "--calibration", "/dev/null"), "/dev/null cannot be read (no plain file): expected a UTF-8 text file"),
         (
             ("compress", "{model}", "--bits", "2.5", "--calibration", "{tmp}/none.txt"),
             "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'random'",
         ),
-        (("compress", "{model}", "--bits", "2.5", "--calibration", "/dev/null"), "/dev/null is empty: expected"),
+        (("compress", "{model}", "--bits", "2.5", "--calibration", "/dev/null"), "/dev/null cannot be read (no plain file): expected"),
         (("compress", "{model}", "--encoder", "gredy"), "did you mean `greedy`?"),
         (("compress", "{model}", "--basis", "hadamrd"), "did you mean `hadamard`"),
         (("compress", "{model}", "--config", "{tmp}/none.yaml"), "none.yaml"),
