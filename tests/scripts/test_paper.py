@@ -103,7 +103,9 @@ def test_iterations(paper: Callable[..., dict[str, Any]]) -> None:
 def test_table_2(paper: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     model = tiny_text_models.make(tmp_path / "tiny")
     data = tmp_path / "lambada_test_plain_text.txt"
-    data.write_text(tiny_text_models.text(), encoding="utf-8")
+    words = tiny_text_models.text().split()
+    passages = [" ".join(words[n : n + 40]) for n in range(0, len(words) - 40, 40)]
+    data.write_text("\n".join(passages), encoding="utf-8")
     asked = ["uniform 8 bits", "uniform 4 bits", "Kashin 4 bits, bad layers dense", "4 bits + Kashin 6 bits"]
     options = ("--model", model, "--data", data, "--limit", 4, "--max-iter", 3, "--basis", "qr")
     paper("table2", *options, "--rows", *asked[:2], figure=False)
