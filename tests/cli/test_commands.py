@@ -274,12 +274,18 @@ def test_decompress_loads_without_kquant(kquant, bundle, tmp_path):
             "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'random'",
         ),
         (("compress", "{model}", "--calibration", "{tmp}/none.txt", "--dry-run"), "none.txt cannot be read"),
-        (("compress", "{model}", "--calibration", "/dev/null"), "/dev/null cannot be read (no plain file): expected a UTF-8 text file"),
+        (
+            ("compress", "{model}", "--calibration", "/dev/null"),
+            "/dev/null cannot be read (no plain file): expected a UTF-8 text file",
+        ),
         (
             ("compress", "{model}", "--bits", "2.5", "--calibration", "{tmp}/none.txt"),
             "none.txt cannot be read (No such file or directory): expected a UTF-8 text file, or 'random'",
         ),
-        (("compress", "{model}", "--bits", "2.5", "--calibration", "/dev/null"), "/dev/null cannot be read (no plain file): expected"),
+        (
+            ("compress", "{model}", "--bits", "2.5", "--calibration", "/dev/null"),
+            "/dev/null cannot be read (no plain file): expected",
+        ),
         (("compress", "{model}", "--encoder", "gredy"), "did you mean `greedy`?"),
         (("compress", "{model}", "--basis", "hadamrd"), "did you mean `hadamard`"),
         (("compress", "{model}", "--config", "{tmp}/none.yaml"), "none.yaml"),
