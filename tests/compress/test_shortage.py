@@ -66,6 +66,6 @@ def test_it_is_one_sentence_and_no_bundle(kquant, tiny_llama, tmp_path, monkeypa
     ],
 )
 def test_only_options_that_help_are_named(settings, options):
-    with pytest.raises(MemoryShortage, match=f"end other programs, or {options}; what is finished is kept"):
-        with enough_memory(CompressConfig(**settings)):
-            raise MemoryError
+    wanted = f"end other programs, or {options}; what is finished is kept"
+    with pytest.raises(MemoryShortage, match=wanted), enough_memory(CompressConfig(**settings)):
+        raise MemoryError
