@@ -11,7 +11,7 @@ import torch
 from kquant_cli.calibration import RANDOM
 from kquant_cli.calibration.memory import memory_limit, memory_needed
 from kquant_cli.compress.plan import Plan
-from kquant_cli.config import CompressConfig
+from kquant_cli.config import CompressConfig, all_settings
 from kquant_cli.errors import MemoryShortage, is_shortage
 
 
@@ -58,5 +58,7 @@ def _less(config: CompressConfig) -> str:
     else:
         options += ["--calibration none"] if config.calibration == RANDOM else ["--calibration random or none"]
         options += [] if config.calibration == RANDOM else ["fewer --calibration-tokens"]
-    options += ["--effort fast"] if config.effort != "fast" else []
+    options += (
+        ["--effort fast"] if config.effort != "fast" and config.encoder in all_settings()["effort"].encoders else []
+    )
     return f"give {', or '.join(options)}" if options else "run it where there is more"

@@ -7,6 +7,9 @@ from kquant_cli.calibration import collect_moments, lazy_model, replay, sensitiv
 from kquant_cli.calibration.gradient_moments import GradientMoments
 from kquant_cli.checkpoint import Checkpoint
 from kquant_cli.compress import pipeline, preparation
+from kquant_cli.compress.memory import enough_memory
+from kquant_cli.config import CompressConfig
+from kquant_cli.errors import MemoryShortage
 
 SHORT = {
     "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
@@ -50,3 +53,19 @@ def test_it_is_one_sentence_and_no_bundle(kquant, tiny_llama, tmp_path, monkeypa
     assert wanted.get(settings[1], "--effort fast") in sentence
     assert sentence.endswith("--effort fast; what is finished is kept")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({}, "give --calibration random or none, or fewer --calibration-tokens, or --effort fast"),
+        ({"effort": "fast"}, "give --calibration random or none, or fewer --calibration-tokens"),
+        ({"encoder": "uniform", "calibration": "random"}, "give --calibration none"),
+        ({"encoder": "uniform", "calibration": "none"}, "run it where there is more"),
+        ({"calibration": "none", "effort": "fast", "bits": 2.5}, "give a whole number of --bits"),
+    ],
+)
+def test_only_options_that_help_are_named(settings, options):
+    wanted = f"end other programs, or {options}; what is finished is kept"
+    with pytest.raises(MemoryShortage, match=wanted), enough_memory(CompressConfig(**settings)):
+        raise MemoryError

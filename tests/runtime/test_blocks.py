@@ -29,6 +29,12 @@ TOKENS = [1, 3, 4, 5, lookup.FEW, lookup.FEW + 1, 70]
 TOLERANCE = {torch.float32: 3e-5, torch.float16: 3e-3, torch.bfloat16: 1.2e-2}
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Some draws in ten thousand come near the tolerances."""
+    torch.manual_seed(0)
+
+
 def matrix(levels: int, rows: int, columns: int, book: int = 2) -> Packed:
     """Random codes in blocks."""
     generator = torch.Generator().manual_seed(levels)
