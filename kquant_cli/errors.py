@@ -13,6 +13,7 @@ LONGEST: Final = 200  # letters that a sentence shows of a value
 SHORTAGES: Final = (
     *("out of memory", "cannot allocate memory", "can't allocate memory", "unable to allocate", "not enough memory"),
     *("bad_alloc", "can't start new thread", "resource temporarily unavailable"),
+    *("could not create a primitive", "could not create a memory object", "failed, switching to"),  # oneDNN's products
 )
 
 _quoted = Repr()
@@ -53,7 +54,9 @@ def _is_short(error: BaseException) -> bool:
     if isinstance(error, MemoryError | MemoryShortage) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     said = str(error).lower()
-    return isinstance(error, RuntimeError | OSError | ImportError) and any(words in said for words in SHORTAGES)
+    return isinstance(error, RuntimeError | OSError | ImportError | Warning) and any(
+        words in said for words in SHORTAGES
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -13,6 +13,8 @@ SHORT = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
     RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("can't start new thread"),
+    RuntimeError("could not create a primitive"),
+    UserWarning("mkldnn_matmul failed, switching to BLAS gemm: could not create a primitive"),
     ImportError("libx.so: failed to map segment from shared object: Cannot allocate memory"),
 ]
 OTHERS = [ValueError("out of memory"), OSError(errno.ENOSPC, "No space left on device"), IndexError("out of range")]

@@ -19,7 +19,7 @@ from stat import S_ISREG
 from typing import Any
 
 from kquant_cli.errors import KQuantError
-from kquant_cli.files.json_object import find_object, write_json
+from kquant_cli.files.json_object import read_object, write_json
 from kquant_cli.files.locks import begins_as_lock, last_holder
 
 LOCK, STATE, MATRICES, KEPT, TUNING, NEW, OLD = (
@@ -143,7 +143,15 @@ def _remove(folder: Path) -> None:
 
 
 def _state(part: Path) -> dict[str, Any]:
-    return (find_object(part / STATE) or {}) if _is_file(part / STATE) else {}
+    """What the state says; nothing where it is damaged. KQuantError where it cannot be read now."""
+    if not _is_file(part / STATE):
+        return {}
+    try:
+        return read_object(part / STATE)
+    except KQuantError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return {}
 
 
 def _is_ours(name: str) -> bool:

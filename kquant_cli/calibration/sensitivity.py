@@ -33,7 +33,7 @@ from kquant_cli.calibration.tokens import DATA_FREE, model_inputs
 from kquant_cli.checkpoint import Checkpoint, Matrix
 from kquant_cli.errors import KQuantError, is_shortage
 from kquant_cli.hf.failures import FAILURES, first_line
-from kquant_cli.hf.loading import LoadedModel, load_dense
+from kquant_cli.hf.loading import LoadedModel, load_dense, to_own_memory
 from kquant_cli.hf.model_class import named_class
 
 __all__ = ["DATA_FREE", "DRAWS", "EPS", "TOKENS", "measure_sensitivity", "perturbed"]
@@ -176,6 +176,7 @@ def _ready(loaded: LoadedModel) -> LoadedModel:
     none; the id that it is given here is that of no token, so the last one counts.
     """
     loaded.model.requires_grad_(False)
+    to_own_memory(loaded.model)
     for config in {id(c): c for c in (loaded.model.config, loaded.model.config.get_text_config())}.values():
         if getattr(config, "use_cache", None):
             config.use_cache = False

@@ -28,7 +28,7 @@ from kquant_cli.files.plain_files import is_there
 from kquant_cli.files.safetensors_reader import read_header, read_tensor
 from kquant_cli.files.safetensors_writer import tensor_file
 from kquant_cli.hf.limits import longest_input
-from kquant_cli.hf.loading import load_dense
+from kquant_cli.hf.loading import load_dense, to_own_memory
 from kquant_cli.hf.quiet import quiet
 from kquant_cli.hf.tokens import read_tokenizer, text_ids, vocabulary
 
@@ -86,6 +86,7 @@ def open_session(
         if is_shortage(error):
             raise
         raise StatisticsUnavailable(str(error)) from error
+    to_own_memory(model)
     checkpoint.require_unchanged()
     described = OWN if source == OWN else open_source(source).description
     settings = json.dumps([fingerprint, described, tokens, seed, device.type, measuring_threads(device), LENGTH])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,9 +38,14 @@ def within_memory(plan: Plan, device: torch.device | str, say: Callable[[str], N
 
 @contextmanager
 def enough_memory(config: CompressConfig) -> Iterator[None]:
-    """Turn whatever is raised for want of memory into one sentence that names the options that need less."""
+    """Turn whatever is raised for want of memory into one sentence that names the options that need less.
+
+    Where oneDNN has no memory for a product, torch warns, and goes on with another, of other bytes: that is raised too.
+    """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*failed, switching to ")
+            yield
     except MemoryShortage:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
 from typing import Final
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,7 +11,10 @@ from safetensors import SafetensorError
 # For values of config.json that they cannot use, such as a hidden_size of null.
 VALUE_FAILURES: Final = (StrictDataclassError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
 # For a checkpoint that is absent, damaged or of an unknown kind, and for inputs that a model cannot take.
-FAILURES: Final = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *VALUE_FAILURES)
+FAILURES: Final = (
+    *(OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError),
+    *VALUE_FAILURES,
+)
 
 
 def is_panic(error: BaseException) -> bool:

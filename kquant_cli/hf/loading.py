@@ -85,6 +85,17 @@ def load_dense(
     return LoadedModel(model.eval(), "dense", path, revision)
 
 
+def to_own_memory(model: transformers.PreTrainedModel) -> None:
+    """Copy what is on the CPU, so that nothing that happens to the checkpoint's files changes or stops the model.
+
+    Of tensors whose dtype stays transformers has the pages of the file: one is read when it is first used, which may be
+    hours later, and to use one that the file has lost ends the process. Nothing in a tensor says that it is such a one.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
 def model_folder(path_or_id: str | Path, revision: str | None = None) -> Path | None:
     """The folder of a model, None for one on the hub; KQuantError for a place that is here and no model."""
     folder = local_folder(path_or_id, revision)

@@ -271,3 +271,25 @@ def test_amounts_are_sensible():
     for needed, words in ((0, "device; free"), (60_000, "about 60 kB are needed")):
         with pytest.raises(KQuantError, match=words), writing(Path("b"), needed):
             raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_state_that_cannot_be_read_for_once_is_not_taken_for_none(place, monkeypatch):
+    """Else a whole output that has its place would be forgotten, and its part folder would stay for ever."""
+    left, opening = [1], os.open
+
+    def refuse(path, *args, **options):
+        if str(path).endswith("state.json") and left:
+            left.pop()
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opening(path, *args, **options)
+
+    with opened(place / "b") as part:
+        (part / "matrices").mkdir()
+        (part / "matrices" / "1").write_text("x")
+        (fresh(part) / "file").write_text("one")
+        put_in_place(part, place / "b", NOTHING)
+        monkeypatch.setattr(os, "open", refuse)
+    assert not left
+    with opened(place / "b"):
+        pass
+    assert tree(place) == {"b": "folder", "b/file": "one"}

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -208,3 +209,11 @@ def test_a_model_that_cannot_be_loaded_is_unavailable(ask, model, tmp_path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StatisticsUnavailable, match="zebra"):
         ask(folder=folder)
+
+
+def test_the_model_is_in_memory_of_its_own(model, ask, tmp_path):
+    """A file that is cut while it is mapped would end the process."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    session = ask(folder=folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    assert all(bool(torch.isfinite(p).all()) for p in session.model.parameters())

@@ -1,5 +1,7 @@
 """A shortage of memory anywhere in a run is one sentence that names what needs less; nothing is left out for it."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -69,3 +71,15 @@ def test_only_options_that_help_are_named(settings, options):
     wanted = f"end other programs, or {options}; what is finished is kept"
     with pytest.raises(MemoryShortage, match=wanted), enough_memory(CompressConfig(**settings)):
         raise MemoryError
+
+
+def test_what_torch_would_go_on_without_is_a_shortage_too(kquant, tiny_llama, tmp_path, monkeypatch):
+    """Of a product that oneDNN has no memory for it warns, and takes another, whose bytes differ."""
+
+    def warn(*_, **__):
+        warnings.warn("mkldnn_matmul failed, switching to BLAS gemm: could not create a primitive", stacklevel=1)
+
+    monkeypatch.setattr(GradientMoments, "forward", warn)
+    result = kquant("compress", tiny_llama, "-o", tmp_path / "b", "--device", "cpu", *OWN)
+    assert result.code == 2
+    assert "there is not enough memory: end other programs, or give " in result.err
