@@ -127,7 +127,7 @@ given: list[World] = []  # of a worker
 
 
 def run_case(name: str, seed: int, number: int) -> tuple[str, str]:
-    """How a case ends ("right", "refused" or "bad"), and why it is bad."""
+    """How a case ends ("right", "refused", "died" or "bad"), and why it is bad."""
     world = given[0]
     folder = Path(tempfile.mkdtemp(dir=world.folder, prefix=f"{name}-{number}-"))
     try:
@@ -142,7 +142,7 @@ def run_case(name: str, seed: int, number: int) -> tuple[str, str]:
 
 def facts(rows: list[Row]) -> list[dict[str, object]]:
     """The table as JSON."""
-    ends = ("right", "refused", "bad")
+    ends = ("right", "refused", "died", "bad")
     return [
         {"kind": row.kind.name, "about": row.kind.about, "cases": row.counts.total()}
         | {end: row.counts[end] for end in ends}
@@ -152,10 +152,12 @@ def facts(rows: list[Row]) -> list[dict[str, object]]:
 
 def show(rows: list[Row], seconds: float) -> None:
     """The table on standard output."""
-    print(f"{'kind':24}{'cases':>8}{'right':>8}{'refused':>9}{'bad':>6}")
+    print(f"{'kind':24}{'cases':>8}{'right':>8}{'refused':>9}{'died':>6}{'bad':>6}")
     for row in rows:
         counts = row.counts
-        print(f"{row.kind.name:24}{counts.total():8}{counts['right']:8}{counts['refused']:9}{counts['bad']:6}")
+        print(
+            f"{row.kind.name:24}{counts.total():8}{counts['right']:8}{counts['refused']:9}{counts['died']:6}{counts['bad']:6}"
+        )
     print(f"{seconds:.0f} s")
 
 

@@ -14,7 +14,7 @@ def kinds(values: dict[str, Any]) -> str:
 
 def torture(values: dict[str, Any]) -> str:
     """Cases of each kind by how they ended, and where and for how long they ran."""
-    ends = ["cases", "right", "refused", "bad"]
+    ends = ["cases", "right", "refused", "died", "bad"]
     rows = [[f"`{escaped(row['kind'])}`", *(f"{row[end]:,}" for end in ends)] for row in values["rows"]]
     total = ["all", *(f"{sum(row[end] for row in values['rows']):,}" for end in ends)]
     ran = f"Seed {values['seed']}, {values['seconds'] / 60:.0f} minutes. Machine: {place(values['machine'])}."

@@ -22,7 +22,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind: `run` says "right" or "refused" of a case, or raises BadError.
+    """A kind: `run` says "right", "refused" or "died" of a case, or raises BadError.
 
     `size`: how many cases there are; None where they are drawn, without an end. `about` is for the documents.
     """

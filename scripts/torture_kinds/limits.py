@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from torture_kinds.judge import tree
-from torture_kinds.kills import judged
+from torture_kinds.kills import judged, require_right_end
 from torture_kinds.kind import Case, Kind
-from torture_kinds.process import Work, kquant, run
+from torture_kinds.process import Outcome, Work, kquant, run
 from torture_kinds.world import HOSTILE, SCENARIOS
 
 
-def _within(case: Case, scenario_name: str, inside: Work, when: str) -> str:
+def _within(case: Case, scenario_name: str, inside: Work, when: str, *, may_die: bool = False) -> str:
     """Judge a run that has what `inside` leaves it."""
     scenario = SCENARIOS[scenario_name]
     before = case.world.begin(scenario, case.folder)
     outcome = run(kquant(*scenario.args), case.folder, inside=inside)
+    if may_die and _died_in_a_library(outcome):
+        require_right_end(case, scenario, f"a death with {when}")
+        return "died"
     return judged(case, scenario, outcome, before, when)
+
+
+def _died_in_a_library(outcome: Outcome) -> bool:
+    """Whether torch, or what it stands on, ended the process where it had no memory: nothing in Python can prevent that.
+
+    So do products of oneDNN and MKL (by a signal) and the loader (127: no memory for a thread).
+    """
+    return outcome.code in (-signal.SIGSEGV, -signal.SIGABRT, 127) and "Traceback" not in outcome.err
 
 
 def _memory(case: Case) -> str:
@@ -33,7 +45,7 @@ def _memory(case: Case) -> str:
         limit = pages * resource.getpagesize() + more
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
-    return _within(case, name, inside, f"{more / 2**20:.2f} MiB of memory left")
+    return _within(case, name, inside, f"{more / 2**20:.2f} MiB of memory left", may_die=True)
 
 
 def _disk(case: Case) -> str:
