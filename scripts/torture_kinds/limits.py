@@ -29,7 +29,7 @@ def _within(case: Case, scenario_name: str, inside: Work, when: str, *, may_die:
 
 
 def _died_in_a_library(outcome: Outcome) -> bool:
-    """Whether torch, or what it stands on, ended the process where it had no memory: nothing in Python can prevent that.
+    """Whether torch, or what it stands on, ended the process for want of memory, which no Python can prevent.
 
     So do products of oneDNN and MKL (by a signal) and the loader (127: no memory for a thread).
     """
