@@ -7,43 +7,38 @@ are kept (bundle/staging.py), so the same run goes on where an earlier one was i
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-import kquant_cli
-from kquant_cli.bundle.format import CONFIG, FORMAT_VERSION, MANIFEST, RUN
+from kquant_cli.bundle.format import RUN
 from kquant_cli.bundle.output_folder import open_output, put_in_place, writing
 from kquant_cli.bundle.part_folder import fresh
 from kquant_cli.bundle.staging import Staged, Staging
-from kquant_cli.bundle.writer import Entry, bundle_config, copy_files, file_hashes, staged_entries, write_weights
-from kquant_cli.calibration import import_early, measuring_threads, statistics_path
-from kquant_cli.checkpoint import Checkpoint, content_hash
+from kquant_cli.calibration import import_early, statistics_path
 from kquant_cli.compress.efforts import tuning_budget
+from kquant_cli.compress.identity import cautions, identity_of, versions_of
 from kquant_cli.compress.kept_dense import names_of
 from kquant_cli.compress.kept_files import kept_beside
 from kquant_cli.compress.memory import enough_memory, within_memory
 from kquant_cli.compress.output import check_output, is_taken, needed_bytes, ready, require_replaceable, require_same
-from kquant_cli.compress.plan import Job, Plan, describe_texts
+from kquant_cli.compress.plan import Job, Plan
 from kquant_cli.compress.preparation import Prepared, Stage, prepare
 from kquant_cli.compress.weights import read_weight
+from kquant_cli.compress.write_bundle import write_bundle
 from kquant_cli.encoded import EncodedMatrix, Record
 from kquant_cli.encoders import encode, relative_error
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.json_object import write_json
-from kquant_cli.native import loops
 from kquant_cli.overlap import Behind, ahead
 from kquant_cli.process_memory import resident_set, return_freed_memory
 
@@ -93,7 +88,7 @@ def compress(
         folder = None if taken else ready(part, out, needed, overwrite=overwrite)
         measured = plan.config.calibration != "none" and not statistics_path(out).exists()
         with import_early(measured and folder is not None):
-            identity, versions = _identity(plan, device), _versions(plan, device)
+            identity, versions = identity_of(plan, device), versions_of(plan, device)
         if folder is None:
             require_same(out, identity["fingerprint"])
             return False
@@ -107,7 +102,7 @@ def compress(
             say(f"discarded unfinished work in {staging.folder}, which was of other settings or weights")
         if prepared.allocation is not None:
             say(prepared.allocation.sentence())
-        for caution in _cautions(plan, device):
+        for caution in cautions(plan, device):
             say(caution)
         notes = _calibrate(prepared, staging, device, progress)
         staged = _encode_all(plan, prepared.scales, staging, device, progress)
@@ -118,7 +113,7 @@ def compress(
         for note in (*notes, *(tuned.notes if tuned else ())):
             say(f"note: {note}")
         plan = replace(plan, notes=(*plan.notes, *notes, *(tuned.notes if tuned else ())))
-        _write(replace(prepared, plan=plan), new, staged, tuned, identity | {"versions": versions})
+        write_bundle(replace(prepared, plan=plan), new, staged, tuned, identity | {"versions": versions})
         run = {"seconds": round(time.perf_counter() - began, 3), "peak_memory_bytes": resident_set("peak")}
         write_json(new / RUN, {**run, "host": platform.node(), "platform": platform.platform()})
         plan.checkpoint.require_unchanged()
@@ -148,31 +143,12 @@ def rehearse(
         open_output(out, plan.checkpoint.path, say, reading=taken) as part,
     ):
         if taken:
-            require_same(out, _identity(plan, device)["fingerprint"])
+            require_same(out, identity_of(plan, device)["fingerprint"])
             say(f"{out}: this bundle is already there and complete")
             yield plan, out
         else:
             with kept_beside(out, ready(part, out, needed, overwrite=overwrite)) as inside:
                 yield plan, inside
-
-
-def _identity(plan: Plan, device: torch.device | str) -> dict[str, Any]:
-    """What the manifest says of settings and source, and the fingerprint of both.
-
-    And what was decided otherwise than the settings say, and the number of threads where it counts: products of large
-    matrices, on which all measurements of a model rest, and some bases, are rounded otherwise by each number.
-    """
-    settings, content = plan.config.model_dump(mode="json"), content_hash(plan.checkpoint)
-    identity: dict[str, Any] = {"settings": settings, "source": content, "format": FORMAT_VERSION}
-    if texts := describe_texts(plan.config):
-        identity["texts"] = texts
-    others: dict[str, Any] = {"decided": dict(plan.decided)} if plan.decided else {}
-    if plan.depends_on_threads and (threads := measuring_threads(device)) > 1:
-        others["threads"] = threads
-    identity |= others
-    text = json.dumps(identity, sort_keys=True)
-    source = {"name": plan.checkpoint.name, "revision": plan.checkpoint.revision, "sha256": content}
-    return {"fingerprint": sha256(text.encode()).hexdigest(), "settings": settings, **others, "source": source}
 
 
 def _with_infinite(plan: Plan, say: Callable[[str], None]) -> Plan:
@@ -182,20 +158,6 @@ def _with_infinite(plan: Plan, say: Callable[[str], None]) -> Plan:
     note = f"kept bit for bit with entries that are infinite: {names_of(sorted(plan.checkpoint.infinite))}"
     say(f"note: {note}")
     return replace(plan, notes=(*plan.notes, note))
-
-
-def _versions(plan: Plan, device: torch.device | str) -> dict[str, str]:
-    versions = {"kashin-quant": kquant_cli.__version__, "torch": torch.__version__}
-    versions |= {"transformers": version("transformers")} if plan.is_measured else {}
-    kind = torch.device(device).type
-    return versions | {"python": platform.python_version(), "device": kind, "loops": loops(kind)}
-
-
-def _cautions(plan: Plan, device: torch.device | str) -> list[str]:
-    """What the encoders of the plan have to say of the device."""
-    encoders = {job.config.encoder: job.config.chosen for job in plan.jobs}
-    cautions = (encoder.caution(torch.device(device)) for encoder in encoders.values())
-    return [caution for caution in cautions if caution]
 
 
 def _calibrate(
@@ -316,52 +278,3 @@ def _encode(
     shared = job.scale_owner if job.scale_owner != job.matrix.name else None
     layout = replace(encoded.layout, transposed=job.matrix.transposed, channel_scale_from=shared)
     return replace(encoded, layout=layout, record=record), record
-
-
-def _write(
-    prepared: Prepared, folder: Path, staged: dict[str, Staged], tuned: Tuned | None, identity: dict[str, Any]
-) -> None:
-    """Everything of the bundle but run.json, into an empty folder."""
-    plan, checkpoint = prepared.plan, prepared.plan.checkpoint
-    allocation = {"allocation": prepared.allocation.to_dict()} if prepared.allocation else {}
-    tuning = {"tuning": tuned.to_dict()} if tuned else {}
-    written = write_weights(folder, _entries(checkpoint, staged, tuned))
-    write_json(folder / CONFIG, bundle_config(checkpoint.config, staged.values()))
-    digests = {file.relative_to(checkpoint.path).as_posix(): d for file, d in checkpoint.seen.sha256.items()}
-    copied = copy_files(checkpoint.path, checkpoint.other_files, folder, digests, follow=True)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        **identity,
-        "notes": list(plan.notes),
-        "statistics": prepared.statistics,
-        **allocation,
-        **tuning,
-        "tied": dict(checkpoint.tied),
-        "totals": {
-            "parameters": plan.parameters,
-            "source_bytes": plan.source_bytes,
-            "bytes": written.nbytes,
-            "encoded_weights": sum(j.weights for j in plan.jobs if staged[j.matrix.tensor].layout is not None),
-            "encoded_bytes": sum(s.nbytes for s in staged.values()),
-        },
-        "matrices": {
-            s.name: {"shape": list(job.matrix.shape), "bytes": s.nbytes, **asdict(s.record)}
-            for job in plan.jobs
-            for s in (staged[job.matrix.tensor],)
-        },
-        "files": file_hashes(folder, {**written.sha256, **copied}),
-    }
-    write_json(folder / MANIFEST, manifest)
-
-
-def _entries(checkpoint: Checkpoint, staged: dict[str, Staged], tuned: Tuned | None) -> Iterator[Entry]:
-    """The bundle's tensors in the source's order, with what was tuned in place of what was not."""
-    changed = tuned.tensors() if tuned else {}
-    for name, info in checkpoint.tensors.items():
-        if name in staged and staged[name].layout is not None:
-            found = staged_entries(staged[name])
-        else:
-            found = [Entry(name, info.dtype, tuple(info.shape), lambda name=name: checkpoint.read(name))]  # type: ignore[misc]
-        for entry in found:
-            value = changed.get(entry.name)
-            yield entry if value is None else replace(entry, read=lambda v=value, d=entry.dtype: v.to(d))  # type: ignore[misc]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from kquant_cli.bundle import open_bundle, write_dense
 from kquant_cli.bundle.writer import write_weights
 from kquant_cli.checkpoint import open_checkpoint
-from kquant_cli.compress import pipeline
+from kquant_cli.compress import pipeline, write_bundle
 from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import CompressConfig
 from kquant_cli.encoders import encode
@@ -245,7 +245,7 @@ def test_pickled_checkpoint_gives_the_same_weights(tiny_llama, tmp_path):
 
 def test_shards_are_cut_and_read_again(tiny_llama, tmp_path, monkeypatch):
     whole = open_bundle(compress(tiny_llama, tmp_path / "whole"))
-    monkeypatch.setattr(pipeline, "write_weights", partial(write_weights, shard_bytes=6_000))
+    monkeypatch.setattr(write_bundle, "write_weights", partial(write_weights, shard_bytes=6_000))
     bundle = open_bundle(compress(tiny_llama, tmp_path / "cut"))
     names = sorted({info.file.name for info in bundle.infos.values()})
     assert len(names) > 3

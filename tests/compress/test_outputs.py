@@ -14,7 +14,7 @@ from kquant_cli.bundle import decompress, keep_result, open_bundle, write_dense
 from kquant_cli.calibration import statistics_path
 from kquant_cli.calibration.session import text_path
 from kquant_cli.checkpoint import open_checkpoint
-from kquant_cli.compress import kept_files, pipeline
+from kquant_cli.compress import identity, kept_files, pipeline
 from kquant_cli.compress.plan import make_plan
 from kquant_cli.config import CompressConfig
 from kquant_cli.errors import KQuantError
@@ -156,7 +156,7 @@ def test_kept_files_are_kept_by_every_end(tiny_llama, tmp_path, kquant):
     names = {f"b{ending}" for ending in (kept_files.STATISTICS, kept_files.SENSITIVITY)}
     plan = make_plan(open_checkpoint(tiny_llama), CompressConfig(**settings))
     with pipeline.rehearse(plan, tmp_path / "b") as (same, inside):
-        pipeline.prepare(same, inside, pipeline.content_hash(plan.checkpoint), device="cpu")
+        pipeline.prepare(same, inside, identity.content_hash(plan.checkpoint), device="cpu")
     assert {p.name for p in tmp_path.iterdir()} == names
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in names}
 
@@ -199,7 +199,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_statistics(tiny_ll
         raise AssertionError("measured first")
 
     monkeypatch.setattr(pipeline, "prepare", never)
-    monkeypatch.setattr(pipeline, "content_hash", never)
+    monkeypatch.setattr(identity, "content_hash", never)
     for out in ("/proc/b", "/sys/b"):
         with pytest.raises(KQuantError, match=f"{out}: cannot be written"):
             compress(tiny_llama, Path(out), calibration="random", encoder="annealed")

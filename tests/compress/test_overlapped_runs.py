@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from kquant_cli.bundle import open_bundle
 from kquant_cli.bundle.staging import Staging
 from kquant_cli.checkpoint import Checkpoint, content_hash, open_checkpoint, select_matrices
-from kquant_cli.compress import pipeline
+from kquant_cli.compress import identity, pipeline
 from kquant_cli.compress.weights import read_weight
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.safetensors_reader import read_chunks
@@ -69,7 +69,7 @@ def test_a_source_that_is_cut_while_it_is_read_is_one_sentence(run, source, monk
         file.write_bytes(whole[: checkpoint.tensors["model.layers.1.mlp.down_proj.weight"].begin])
         return digest
 
-    monkeypatch.setattr(pipeline, "content_hash", hashed_then_cut)
+    monkeypatch.setattr(identity, "content_hash", hashed_then_cut)
     result = run()
     assert result.code == 2
     assert f"{file} has changed since this run began to read it" in result.err

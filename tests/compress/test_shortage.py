@@ -8,7 +8,7 @@ import torch
 from kquant_cli.calibration import collect_moments, lazy_model, replay, sensitivity, session
 from kquant_cli.calibration.gradient_moments import GradientMoments
 from kquant_cli.checkpoint import Checkpoint
-from kquant_cli.compress import pipeline, preparation
+from kquant_cli.compress import pipeline, preparation, write_bundle
 from kquant_cli.compress.memory import enough_memory
 from kquant_cli.config import CompressConfig
 from kquant_cli.errors import MemoryShortage
@@ -32,7 +32,7 @@ PLACES = {
     "a channel scale": (preparation, "column_energy", RANDOM),
     "reading": (Checkpoint, "read", ("--calibration", "none")),
     "encoding": (pipeline, "encode", RANDOM),
-    "writing": (pipeline, "write_weights", RANDOM),
+    "writing": (write_bundle, "write_weights", RANDOM),
 }
 
 
