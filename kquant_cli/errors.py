@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import unicodedata
 from collections.abc import Iterator
 from reprlib import Repr
 from typing import Final
 
+BIDIRECTIONAL: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+REPLACED: Final = "\N{REPLACEMENT CHARACTER}"
 LONGEST: Final = 200  # letters that a sentence shows of a value
 
 # What torch, numpy, the C++ library and the system say where there is no memory, or no room for another thread.
@@ -22,7 +25,30 @@ _quoted.maxlong = 40
 
 
 class KQuantError(Exception):
-    """Bad input, named in one sentence; the command line prints it and exits with code 2."""
+    """Bad input, named in one sentence; the command line prints it and exits with code 2.
+
+    Names in the sentence may be somebody else's: it is `printable`, whoever prints it.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
+
+
+def is_control(character: str) -> bool:
+    """Whether a character steers a terminal or the direction of text in place of being shown (category Cc, and Cf's
+    bidirectional marks)."""
+    return unicodedata.category(character) == "Cc" or character in BIDIRECTIONAL
+
+
+def printable(text: str) -> str:
+    """`text` with another character in place of each that steers a terminal or the direction of text.
+
+    So are ESC and all of C0 and C1 but the end of a line, DEL, and the marks, overrides and isolates of bidirectional
+    text.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(REPLACED if is_control(character) and character != "\n" else character for character in text)
 
 
 def shortened(value: object) -> str:

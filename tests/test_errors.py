@@ -54,3 +54,9 @@ def test_an_error_that_hides_what_led_to_it_is_none():
     with pytest.raises(ValueError, match="nothing else") as caught:
         hidden()
     assert not is_shortage(caught.value)
+
+
+def test_a_sentence_steers_no_terminal_whoever_prints_it():
+    """Names in it may come from anybody's file, and transformers or a notebook may show it."""
+    said = str(KQuantError("file \x1b[31ma\x7f\u202eb\x9b\r is damaged,\nthat is all"))
+    assert said == "file \ufffd[31ma\ufffd\ufffdb\ufffd\ufffd is damaged,\nthat is all"

@@ -13,22 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.segment import Segment
 
-from kquant_cli.errors import KQuantError
-from kquant_cli.files.safe_names import is_control
+from kquant_cli.errors import KQuantError, printable
 
 LONGEST = 2000  # characters of a sentence: what an error quotes may be of any length
-REPLACED = "\N{REPLACEMENT CHARACTER}"
-
-
-def printable(text: str) -> str:
-    """`text` with another character in place of each that steers a terminal or the direction of text.
-
-    So are ESC and all of C0 and C1 but the end of a line, DEL, and the marks, overrides and isolates of bidirectional
-    text.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(REPLACED if is_control(character) and character != "\n" else character for character in text)
 
 
 class SafeConsole(Console):

@@ -11,10 +11,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, is_control
 from kquant_cli.files.atomic import whole_file, write_all
 from kquant_cli.files.plain_files import open_plain
-from kquant_cli.files.safe_names import is_control
 
 MOST_BYTES = 100_000_000  # the index of a thousand shards takes 10 MB; safetensors' own bound on a header is the same
 MOST_VALUES = 12_000_000  # a parsed value takes up to 100 bytes; 100,000 matrices with 100 numbers each have 10 million

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from kquant_cli.errors import is_control
 
 LONGEST_PART = 255  # bytes; what Linux, macOS and Windows take
 LONGEST = 1024  # bytes of a whole name
@@ -50,12 +51,3 @@ def leads_outside(folder: Path, name: str) -> bool:
 def is_snapshot(folder: Path) -> bool:
     """Whether the folder is a snapshot in the cache of the hub, of which it holds what was asked for so far."""
     return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
-
-
-def is_control(character: str) -> bool:
-    """Whether a character steers a terminal or the direction of text in place of being shown (categories Cc and Cf's
-    bidirectional marks)."""
-    return unicodedata.category(character) == "Cc" or character in BIDIRECTIONAL
-
-
-BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
