@@ -40,6 +40,7 @@ from torture_kinds.kind import Case, Kind
 from torture_kinds.world import World, make_world
 
 MINUTES = 10.0
+STALLED = 400.0  # seconds without an end of any case: of one it takes at most some runs of 40
 
 
 @dataclass
@@ -102,13 +103,21 @@ def run_kind(kind: Kind, world: World, numbers: Iterator[int], seed: int, end: f
     """Run cases until there are no more or it is `end` o'clock; bad ones are printed as they come."""
     row, pending = Row(kind), dict[Future[tuple[str, str]], int]()
 
-    def take(how_many: str = FIRST_COMPLETED) -> None:
-        for future in wait(pending, return_when=how_many).done:
+    def take() -> bool:
+        """Whether a case has ended; else the workers do not answer, and are ended with what they have."""
+        done = wait(pending, STALLED, FIRST_COMPLETED).done
+        if not done:
+            print(f"{kind.name}: no answer to the cases {sorted(pending.values())}, which are not counted", flush=True)
+            pending.clear()
+            for worker in multiprocessing.active_children():
+                worker.kill()
+        for future in done:
             number = pending.pop(future)
             row.add(number, *future.result())
             if number in row.bad:
                 print(f"bad: {kind.name}: {row.bad[number]}", flush=True)
                 print(f"     again: --seed {seed} --only {kind.name} --case {number}", flush=True)
+        return bool(done)
 
     # the workers are copies of this process, which has everything imported and no other thread
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), given.append, (world,)) as pool:
@@ -116,8 +125,8 @@ def run_kind(kind: Kind, world: World, numbers: Iterator[int], seed: int, end: f
             if time.monotonic() > end and place >= jobs:  # a few of each kind, however late it is
                 break
             pending[pool.submit(run_case, kind.name, seed, number)] = number
-            if len(pending) > jobs:
-                take()
+            if len(pending) > jobs and not take():
+                break
         while pending:
             take()
     return row
