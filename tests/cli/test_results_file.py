@@ -42,6 +42,6 @@ def test_a_full_standard_output_is_one_sentence(tiny_llama, tmp_path, buffered):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
-    command = f"{sys.executable} -m kquant_cli --help | head -c 1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    command = ["bash", "-c", '"$0" -m kquant_cli --help | head -c 1', sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from whole_runs import hashes
 
 from kquant_cli.checkpoint import Checkpoint, content_hash, open_checkpoint
-from kquant_cli.compress import pipeline
+from kquant_cli.compress import identity, pipeline, write_bundle
 from kquant_cli.errors import KQuantError
 
 QUICK = ("--encoder", "uniform", "--calibration", "none", "--device", "cpu")
@@ -72,7 +72,8 @@ CHANGES = [swapped, in_place, truncated, linked, gone]
 
 def changing(monkeypatch, step, file, change):
     """Have the file changed once the run has come to `step`."""
-    original = getattr(pipeline, step)
+    owner = next(module for module in (pipeline, identity, write_bundle) if hasattr(module, step))
+    original = getattr(owner, step)
     done = []
 
     def then(*args, **options):
@@ -81,7 +82,7 @@ def changing(monkeypatch, step, file, change):
             done.append(change(file))
         return found
 
-    monkeypatch.setattr(pipeline, step, then)
+    monkeypatch.setattr(owner, step, then)
 
 
 @pytest.mark.parametrize("change", CHANGES)
