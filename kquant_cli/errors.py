@@ -41,14 +41,14 @@ def is_control(character: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """`text` with another character in place of each that steers a terminal or the direction of text.
+    """`text` with another character in place of each that steers a terminal or the direction of text, or is a half.
 
     So are ESC and all of C0 and C1 but the end of a line, DEL, and the marks, overrides and isolates of bidirectional
-    text.
+    text; and lone surrogates, which stand for bytes of names that are no UTF-8.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(REPLACED if is_control(character) and character != "\n" else character for character in text)
+    return "".join(c if c == "\n" or not (is_control(c) or unicodedata.category(c) == "Cs") else REPLACED for c in text)
 
 
 def shortened(value: object) -> str:

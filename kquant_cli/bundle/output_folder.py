@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,7 +31,7 @@ from kquant_cli.bundle.part_folder import (
     part_of,
     require_ours,
 )
-from kquant_cli.errors import KQuantError
+from kquant_cli.errors import KQuantError, printable
 from kquant_cli.files.locks import Holder, Lock, LockHeldError, lock
 
 LONGEST_ENDING = ".stats.safetensors"  # of the files beside an output
@@ -46,7 +45,7 @@ def check_place(out: Path, source: Path) -> None:
 
     And where its name is too long, or cannot be shown.
     """
-    shown = printable(str(out))
+    shown = printable(str(out)).replace("\n", " ")
     if shown != str(out):
         raise KQuantError(f"{shown}: has a character in its name that cannot be shown; choose another --output")
     if out.name == "..":
@@ -72,12 +71,6 @@ def check_place(out: Path, source: Path) -> None:
 def is_free(out: Path) -> bool:
     """Whether nothing, or an empty folder, is there."""
     return not out.exists() or not any(out.iterdir())
-
-
-def printable(text: str) -> str:
-    r"""The text with what no terminal should get (control characters, lone surrogates) written as `\x1b`."""
-    unfit = ("Cc", "Cs", "Zl", "Zp")
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in unfit else c for c in text)
 
 
 @contextmanager
@@ -196,7 +189,7 @@ def _take(out: Path) -> Lock:
 def _words(holder: Holder | None) -> str:
     if holder is None:
         return "another process"
-    return printable(f"process {holder.pid} on {holder.host} since {holder.since}")
+    return f"process {holder.pid} on {holder.host} since {holder.since}"
 
 
 def _finish(part: Path, out: Path) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from kquant_cli.bundle.format import MANIFEST, MOST_BYTES, RESULTS, RUN
-from kquant_cli.bundle.output_folder import printable
 from kquant_cli.errors import KQuantError
 from kquant_cli.files.json_object import find_object
 
@@ -29,7 +28,7 @@ def require_only(folder: Path, out: Path, listed: Collection[str]) -> None:
     others = []
     for name in _names(folder):
         if (folder / name).is_symlink() or not (name in listed or _is_kept_result(folder, name)):
-            others.append(printable(name))
+            others.append(name)
     if others:
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
         raise KQuantError(

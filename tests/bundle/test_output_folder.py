@@ -220,9 +220,9 @@ def test_what_comes_into_the_old_output_at_the_last_moment_brings_it_back(place)
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("\ud800", r"\\ud800: has a character"),
-        ("a\nb", r"a\\nb: has a character"),
-        ("a\x1b[2J", r"a\\x1b\[2J: has a character"),
+        ("\ud800", "\ufffd: has a character"),
+        ("a\nb", "a b: has a character"),
+        ("a\x1b[2J", "a\ufffd\\[2J: has a character"),
         ("a\0b", "has a character"),
         ("x" * 250, "not a possible folder"),
         ("é" * 120, "not a possible folder"),
