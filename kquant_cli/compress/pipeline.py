@@ -25,6 +25,7 @@ from kquant_cli.bundle.output_folder import open_output, put_in_place, writing
 from kquant_cli.bundle.part_folder import fresh
 from kquant_cli.bundle.staging import Staged, Staging
 from kquant_cli.calibration import import_early, statistics_path
+from kquant_cli.compress.average import Stage
 from kquant_cli.compress.efforts import tuning_budget
 from kquant_cli.compress.identity import cautions, identity_of, versions_of
 from kquant_cli.compress.kept_dense import names_of
@@ -32,7 +33,7 @@ from kquant_cli.compress.kept_files import kept_beside
 from kquant_cli.compress.memory import enough_memory, within_memory
 from kquant_cli.compress.output import check_output, is_taken, needed_bytes, ready, require_replaceable, require_same
 from kquant_cli.compress.plan import Job, Plan
-from kquant_cli.compress.preparation import Prepared, Stage, prepare
+from kquant_cli.compress.preparation import Prepared, prepare
 from kquant_cli.compress.weights import read_weight
 from kquant_cli.compress.write_bundle import write_bundle
 from kquant_cli.encoded import EncodedMatrix, Record

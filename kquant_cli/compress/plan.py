@@ -182,8 +182,12 @@ def _that_grow(jobs: Iterable[Job], checkpoint: Checkpoint, config: CompressConf
 def _least_bytes(job: Job) -> int:
     if not job.config.is_average:
         return job.nbytes
-    counts = possible_levels(lambda levels: job.config.refusal(levels) is None)
-    return replace(job, config=job.config.model_copy(update={"levels": min(counts)})).nbytes
+    return replace(job, config=job.config.model_copy(update={"levels": min(possible_counts(job.config))})).nbytes
+
+
+def possible_counts(config: EncoderConfig) -> tuple[int, ...]:
+    """The level counts that the encoder of the settings has."""
+    return possible_levels(lambda levels: config.refusal(levels) is None)
 
 
 def _on_growing(names: Sequence[str]) -> tuple[str, ...]:

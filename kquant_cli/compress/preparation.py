@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kquant_cli.allocation import AllocationPlan, Option, fused_groups, plan_levels, possible_levels
+from kquant_cli.allocation import AllocationPlan
 from kquant_cli.calibration import (
-    DATA_FREE,
     OWN,
     RANDOM,
     InputGroup,
@@ -30,20 +29,18 @@ from kquant_cli.calibration import (
     StatisticsUnavailable,
     column_energy,
     load_or_collect,
-    measuring_threads,
     searched_scale,
     statistics_path,
     text_digest,
     white_error_scale,
 )
+from kquant_cli.compress.average import Stage, allocate
 from kquant_cli.compress.efforts import calibration_tokens
-from kquant_cli.compress.memory import within_memory
-from kquant_cli.compress.plan import WORDS, Job, Plan
+from kquant_cli.compress.plan import WORDS, Job, Plan, possible_counts
 from kquant_cli.compress.weights import read_weight
 from kquant_cli.config import EncoderConfig
 from kquant_cli.encoders import encode
 from kquant_cli.errors import KQuantError, is_shortage
-from kquant_cli.hf.quiet import quiet
 from kquant_cli.overlap import ahead
 
 if TYPE_CHECKING:
@@ -51,8 +48,6 @@ if TYPE_CHECKING:
     from kquant_cli.calibration.session import Session
 
 SAMPLED_ROWS = 64  # of each matrix that other encoders try a channel scale on
-
-Stage = Callable[[str, int, int], None]  # (what, done, in all)
 
 
 @dataclass(frozen=True)
@@ -95,14 +90,13 @@ def prepare(
         A text cannot be used, the model cannot be run for sensitivities, or the average of bits is too small.
     """
     where = torch.device(device)
-    plan = within_memory(plan, where, say)
     plan, session, moments = _with_session(plan, out, content, where, stage, say)
     plan, scales, facts = _with_scales(plan, out, content, device, stage, say)
     if session is not None:
         facts |= session.facts
     if not any(job.config.is_average for job in plan.jobs):
         return Prepared(plan, scales, facts, None, session, moments)
-    allocation = _allocate(plan, scales, session, moments, out, content, device, stage, say)
+    allocation = allocate(plan, scales, session, moments, out, content, device, stage, say)
     levels = allocation.levels()
     jobs = (
         replace(job, config=job.config.model_copy(update={"levels": levels[job.matrix.name]}))
@@ -231,110 +225,9 @@ def _group_scale(
     return searched_scale(energy, group.second_moments, loss)
 
 
-def _allocate(
-    plan: Plan,
-    scales: Mapping[str, Tensor],
-    session: Session | None,
-    moments: GradientMoments | None,
-    out: Path,
-    content: str,
-    device: torch.device | str,
-    stage: Stage,
-    say: Callable[[str], None],
-) -> AllocationPlan:
-    """The level counts of all matrices within the average, those of a rule with bits or levels of its own as they are.
-
-    Input embedding and output head are outside it.
-    """
-    plan = replace(plan, jobs=tuple(job for job in plan.jobs if not job.matrix.of_tokens))
-    if session is not None and moments is not None and all(job.calibrated for job in plan.jobs):
-        values, source = _sensitivities(plan, session, moments, stage, say), session.source
-    else:
-        values, source = _measured(plan, scales, out, content, device, stage, say)
-    weights = {job.matrix.name: job.weights for job in plan.jobs}
-    fused = fused_groups(weights) if plan.config.equal_fused else ()
-    try:
-        return plan_levels(weights, _options(plan.jobs), values, float(plan.config.bits), source=source, together=fused)
-    except ValueError as error:
-        raise KQuantError(
-            f"`bits` is {plan.config.bits}, less than the fewest levels take with their codebooks and scales (rules "
-            f"for layers are kept); give more"
-        ) from error
-
-
-def _sensitivities(
-    plan: Plan, session: Session, moments: GradientMoments, stage: Stage, say: Callable[[str], None]
-) -> dict[str, float]:
-    """Those of the calibration's gradients; a matrix that these do not know gets the others' mean."""
-    from kquant_cli.calibration.sensitivity import filled  # noqa: PLC0415 - imports transformers
-    from kquant_cli.compress.calibrated import sensitivities  # noqa: PLC0415
-
-    def told(done: int, total: int) -> None:
-        stage("sensitivities of the layers", done, total)
-
-    found = sensitivities(plan, moments, session.ids.numel(), session.device, told)
-    return filled([job.matrix.name for job in plan.jobs], found, set(), lambda note: say(f"note: {note}"))
-
-
-def _measured(
-    plan: Plan,
-    scales: Mapping[str, Tensor],
-    out: Path,
-    content: str,
-    device: torch.device | str,
-    stage: Stage,
-    say: Callable[[str], None],
-) -> tuple[dict[str, float], str]:
-    """Sensitivities of forward passes with noise in one matrix, and what they were measured on."""
-    from kquant_cli.calibration.sensitivity_cache import load_or_measure  # noqa: PLC0415 - imports transformers
-
-    config = plan.config
-    matrices = [job.matrix for job in plan.jobs]
-    where = f"{torch.device(device).type} {measuring_threads(device)}"
-    digest = sha256(f"{content} {config.seed} {where}".encode())
-    for matrix in matrices:
-        digest.update(f"\n{matrix.name}\n".encode())
-        if matrix.name in scales:
-            digest.update(scales[matrix.name].cpu().numpy().tobytes())
-    source = DATA_FREE if config.calibration in WORDS else config.calibration
-    with quiet():
-        sensitivities = load_or_measure(
-            plan.checkpoint,
-            matrices,
-            source,
-            file=out.with_name(out.name + ".sensitivity.json"),
-            fingerprint=digest.hexdigest(),
-            seed=config.seed,
-            device=device,
-            channel_scales={name: scale.float() for name, scale in scales.items()},
-            progress=lambda _name, done, total: stage("sensitivities of the layers", done, total),
-            say=lambda note: say(f"note: {note}"),
-        )
-    return sensitivities, source
-
-
-def _options(jobs: Sequence[Job]) -> dict[str, list[Option]]:
-    """What each matrix may get: every number of levels that its encoder allows, or its rule's own."""
-    alike: dict[Any, list[Option]] = {}  # of a thousand matrices few differ in what counts here
-    for job in jobs:
-        config = job.config
-        if (key := job.kind) not in alike:
-            counts = _possible(config) if config.is_average else (config.level_count,)
-            made = {levels: replace(job, config=config.model_copy(update={"levels": levels})) for levels in counts}
-            alike[key] = [
-                Option(levels, one.nbytes, config.chosen.expected_error(levels, config.settings))
-                for levels, one in made.items()
-            ]
-    return {job.matrix.name: alike[job.kind] for job in jobs}
-
-
-def _possible(config: EncoderConfig) -> tuple[int, ...]:
-    return possible_levels(lambda levels: config.refusal(levels) is None)
-
-
 def _whole(config: EncoderConfig) -> EncoderConfig:
     """The settings with a level count, the nearest where they have only an average."""
     if not config.is_average:
         return config
-    nearest = min(_possible(config), key=lambda levels: abs(log2(levels) - config.bits))
+    nearest = min(possible_counts(config), key=lambda levels: abs(log2(levels) - config.bits))
     return config.model_copy(update={"levels": nearest})
