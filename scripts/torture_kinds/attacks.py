@@ -15,6 +15,8 @@ Change = Callable[[dict[str, Any]], Any]
 def sign(bundle: Path) -> bool:
     """Have the manifest say the sizes and digests of the files as they are now; False where it cannot be read."""
     manifest = bundle / "kquant.json"
+    if not manifest.is_file():  # it may be a pipe by now, which would be waited for
+        return False
     try:
         values = json.loads(manifest.read_text())
         for name in values["files"]:

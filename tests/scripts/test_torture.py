@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from torture_kinds import KINDS
+from torture_kinds.attacks import sign
 from torture_kinds.calls import Calls, Log
 from torture_kinds.damage_values import damaged_json
 from torture_kinds.judge import BadError, difference, is_right, require_untouched, tree
@@ -126,3 +127,8 @@ def test_the_program_runs_every_kind(tmp_path):
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row["kind"] for row in rows] == list(KINDS)
     assert all(row["cases"] == row["right"] + row["refused"] + row["died"] == 2 for row in rows), rows
+
+
+def test_a_manifest_that_has_become_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "kquant.json")
+    assert sign(tmp_path) is False
