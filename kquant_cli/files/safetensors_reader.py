@@ -86,6 +86,8 @@ def _parse(path: Path, text: bytes) -> Iterator[TensorInfo]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        if not _is_utf8(name):
+            raise _invalid(path, f"the name of tensor {name!r} has half a character")
         if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
             raise _invalid(path, f"tensor {name!r} lacks its dtype, shape or data_offsets")
         if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
@@ -108,6 +110,14 @@ def _parse(path: Path, text: bytes) -> Iterator[TensorInfo]:
             )
         begin = 8 + len(text)
         yield TensorInfo(name, dtype, tuple(shape), path, begin + offsets[0], begin + offsets[1])
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

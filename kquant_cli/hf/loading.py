@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from kquant_cli.checkpoint import local_folder
+from kquant_cli.checkpoint.config_files import read_config
 from kquant_cli.checkpoint.file_roles import ADAPTER_CONFIG, CONFIG, require_model
 from kquant_cli.devices import resolve_device, resolve_dtype
 from kquant_cli.errors import KQuantError
@@ -79,6 +80,8 @@ def load_dense(
     """
     folder = model_folder(path_or_id, revision)
     path = str(folder or path_or_id)
+    if folder is not None:
+        read_config(folder / CONFIG)  # which says where transformers would make objects without end
     device_map, resolved = settle(device, dtype, device_map)
     what = path if folder is not None else f"{path} (no folder here, so taken for a model on the hub)"
     model = load_complete(path, auto_class, device_map, resolved, revision, what)

@@ -339,3 +339,10 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.safetensors")
     with pytest.raises(KQuantError, match="it is no plain file"):
         read_header(tmp_path / "x.safetensors")
+
+
+def test_a_name_with_half_a_character_is_refused(tmp_path: Path) -> None:
+    """JSON can hold one; neither UTF-8, nor a digest, nor a terminal can."""
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    with pytest.raises(KQuantError, match="half a character"):
+        read_header(raw_file(tmp_path / "a.safetensors", {"byte\udcff": entry}, bytes(4)))

@@ -1,5 +1,6 @@
 """Dense models through transformers: what cannot be loaded is a sentence, and what is loaded is the model's own."""
 
+import json
 import os
 from pathlib import Path
 
@@ -40,3 +41,12 @@ def test_a_model_in_memory_of_its_own_needs_no_file(tmp_path):
     to_own_memory(model)
     (folder / "model.safetensors").write_bytes(b"")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("layers", [10_001, 1 << 63])
+def test_a_config_of_layers_without_end_is_refused_before_one_is_made(tmp_path, layers):
+    folder = tiny_models.make("llama", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+    with pytest.raises(KQuantError, match=r"num_hidden_layers is .*, expected at most 10000"):
+        load_dense(folder, device="cpu")
